@@ -1,0 +1,115 @@
+"""The first question, measured: `python benchmarks/first_question.py [--seeds 3]`.
+
+Trains the detector whose loss is divided twice, replays the steps around its spikes with one thing changed at a time, and
+prints what each change removes; then the loss of the last batch against its size; then the cures from scratch.
+Writes docs/benchmarks/first_question.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from whyspike.case import find_case
+from whyspike.cases.double_averaged_loss import multibox_loss, multibox_loss_averaged_twice, scenes, training
+from whyspike.pipeline import prove
+from whyspike.types import Diagnosis, Trial
+
+SIZES = (1, 2, 4, 8, 16, 24)
+OUT = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "first_question.md"
+
+
+def exponent_table() -> list[str]:
+    """Reported over honest loss of a last batch of b samples, over that of a full batch; expected (b/B)**-1."""
+    made = training(twice=True, n=1026)
+    data = scenes(1026)
+    rng = np.random.default_rng(0)
+    rows, xs, ys = ["| last batch b | B/b | measured |", "|---|---|---|"], [], []
+
+    def batch(n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        picked = torch.as_tensor(rng.choice(len(data), n, replace=False))
+        a, b, c = data[picked]
+        return a, b, c
+
+    with torch.no_grad():
+        full = float(np.mean([float(multibox_loss_averaged_twice(made.model, x) / multibox_loss(made.model, x)) for x in (batch(32),) * 4]))
+        for b in SIZES:
+            ratios = []
+            for _ in range(64):
+                x = batch(b)
+                ratios.append(float(multibox_loss_averaged_twice(made.model, x) / multibox_loss(made.model, x)) / full)
+            rows.append(f"| {b} | {32 / b:.2f} | {np.mean(ratios):.2f} |")
+            xs.append(np.log(b))
+            ys.append(np.log(np.mean(ratios)))
+    slope = float(np.polyfit(xs, ys, 1)[0])
+    return [*rows, "", f"log-log slope {slope:+.3f} (expected -1.00 ± .02)"]
+
+
+def _at(trials: list[Trial], k: int) -> float:
+    return float(np.median([t.state[t.event_step - t.first_step + k] / t.state_reference for t in trials]))
+
+
+def replay_table(made: Diagnosis) -> list[str]:
+    """What each change does to the probe loss after the last batch, and to the plotted spike."""
+    rows = [
+        "| replay | pairs | plotted spike | +0 | +1 | +5 | +10 | +20 | share of the excess removed |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    named: dict[tuple[str, str, str], list[Trial]] = {}
+    for t in made.trials:
+        named.setdefault((t.cause, t.arm, t.words), []).append(t)
+    for verdict in made.verdicts:
+        for arm in verdict.arms:
+            trials = named[(verdict.cause, arm.arm, arm.words)]
+            height = np.median([t.reported[t.event_step - t.first_step] / t.reported_reference for t in trials])
+            share = "" if arm.share_removed is None else f"{arm.share_removed:.0%}"
+            cells = " | ".join(f"{_at(trials, k):.2f}" for k in (0, 1, 5, 10, 20))
+            rows.append(f"| {verdict.cause}: {arm.arm}, {arm.words} | {arm.n} | {height:.2f} | {cells} | {share} |")
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seeds", type=int, default=1)
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    lines = ["# The first question, measured", "", "`python benchmarks/first_question.py`", "", *exponent_table(), ""]
+    case = find_case("double-averaged-loss")
+    for seed in range(chosen.seeds):
+        started = time.monotonic()
+        made = prove(case.sick, seed=seed, progress=lambda words, done: print(f"\r{words[:70]:<70}", end="", file=sys.stderr))
+        took = time.monotonic() - started
+        base = [t for t in made.trials if t.arm == "baseline" and t.reproduced is not None and t.cause == made.answer.cause]
+        lines += [
+            f"## Seed {seed}: {made.answer.status}, {made.answer.cause} ({took:.0f} s on one thread)",
+            "",
+            made.answer.sentence,
+            "",
+            f"Unchanged replays that are bitwise the record: {sum(bool(t.reproduced) for t in base)} of {len(base)}.",
+            "",
+            *replay_table(made),
+            "",
+        ]
+        for verdict in made.verdicts[:1]:
+            lines += ["| cure, trained from scratch | verified | final probe loss (before) | last batch (before) | events (before) |", "|---|---|---|---|---|"]
+            for cure in verdict.cures:
+                n = cure.numbers or {}
+                lines.append(
+                    f"| {cure.words} | {cure.verified} | {n.get('final_probe_loss_after', np.nan):.3g} ({n.get('final_probe_loss_before', np.nan):.3g}) | "
+                    f"x {n.get('last_batch_factor_after', np.nan):.3g} ({n.get('last_batch_factor_before', np.nan):.3g}) | "
+                    f"{n.get('events_after', np.nan):.0f} ({n.get('events_before', np.nan):.0f}) |"
+                )
+            lines.append("")
+    text = "\n".join(lines)
+    OUT.parent.mkdir(parents=True, exist_ok=True)
+    OUT.write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

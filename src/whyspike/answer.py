@@ -1,0 +1,82 @@
+"""The one sentence: what the verdicts mean for the person who asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from whyspike.cause import Observation, catalogue
+from whyspike.types import Answer, Arm, Event, Outcome, Verdict
+
+ORDER: dict[Outcome, int] = {"confirmed": 0, "likely": 1, "inconclusive": 2, "untested": 3, "refuted": 4}
+LEAST_STEPS = 32  # fewer steps than that show neither a level nor a spike above it
+
+
+def answer(seen: Observation, verdicts: Sequence[Verdict]) -> Answer:
+    """The answer to "why does my training loss spike?", from verdicts that are sorted."""
+    top = verdicts[0] if verdicts and verdicts[0].outcome in ("confirmed", "likely") else None
+    explained = {e for v in verdicts if v.outcome in ("confirmed", "likely") for e in v.events}
+    open_ = [e for e in seen.events if e.id not in explained]
+    if len(seen.run) < LEAST_STEPS:
+        return Answer(
+            status="cannot-say",
+            cause=None,
+            harm=None,
+            sentence=f"The record has {len(seen.run)} steps; at least {LEAST_STEPS} are needed to tell a spike from a level.",
+        )
+    if top is None and not open_:
+        return Answer(status="healthy", cause=None, harm=None, sentence=_healthy(seen))
+    if top is not None:
+        cause = catalogue()[top.cause]
+        events = [e for e in seen.events if e.id in top.events]
+        parts = [cause.sentence(seen, events), _proof(top), _harm(top, events)]
+        if open_:
+            parts.append(f"{_count(len(open_), 'other event')} not explained by it.")
+        status = "healthy" if top.harm == "none" and not open_ else "explained"
+        return Answer(status=status, cause=top.cause, harm=top.harm, sentence=" ".join(p for p in parts if p))
+    return Answer(status="unexplained", cause=None, harm=None, sentence=_unexplained(seen, open_, verdicts))
+
+
+def _healthy(seen: Observation) -> str:
+    what = "no spike, dip or shift beyond its own noise"
+    size = f", in mini-batches of {seen.run.batch_size} samples" if seen.run.batch_size else ""
+    return f"Nothing is wrong: the loss of {len(seen.run)} steps{size} has {what}."
+
+
+def _proof(verdict: Verdict) -> str:
+    decided = next((a for a in verdict.arms if a.arm == "intervention"), None)
+    if decided is None or decided.share_removed is None:
+        return "" if verdict.outcome == "confirmed" else "The record makes this likely; a replay would prove it."
+    placebo: Arm | None = next((a for a in verdict.arms if a.arm == "placebo"), None)
+    beside = (
+        f" (a placebo: {placebo.share_removed:.0%})" if placebo is not None and placebo.share_removed is not None else ""
+    )
+    word = "proves" if verdict.outcome == "confirmed" else "suggests"
+    return (
+        f"Replaying {_count(decided.n, 'spike', verb=False)} {word} it: with {decided.words} {decided.share_removed:.0%} of the "
+        f"excess is gone{beside}."
+    )
+
+
+def _harm(verdict: Verdict, events: Sequence[Event]) -> str:
+    if verdict.harm == "none":
+        return "This is expected and does no harm."
+    states = [e.state for e in events if e.state is not None and np.isfinite(e.state)]
+    if verdict.harm == "damaging":
+        worst = f": the loss on fixed samples rises to {max(states):.2g} times its level" if states else ""
+        return f"It damages the network{worst}."
+    return "Only the plotted number moves; the network does not."
+
+
+def _unexplained(seen: Observation, open_: Sequence[Event], verdicts: Sequence[Verdict]) -> str:
+    highest = max(open_, key=lambda e: e.reported or 0.0)
+    height = f", the highest {highest.reported:.3g} times its level" if highest.reported else ""
+    tried = [v.cause for v in verdicts if v.outcome in ("inconclusive", "untested")]
+    hint = f" Not decided: {', '.join(tried)}." if tried else ""
+    return f"{_count(len(open_), 'event')} not explained (first at step {open_[0].step}{height}).{hint}"
+
+
+def _count(n: int, noun: str, *, verb: bool = True) -> str:
+    tail = (" is" if n == 1 else " are") if verb else ""
+    return f"{n} {noun}{'s' if n != 1 else ''}{tail}"

@@ -1,0 +1,67 @@
+"""A regression with noisy targets whose last batch of an epoch has a single sample.
+
+N = 8193 and B = 128 leave one sample. The loss is an ordinary mean, so nothing is wrong with its scale: the gradient of
+a single noisy sample is sqrt(128) = 11 times noisier than that of a batch, and the optimizer takes a full step on it.
+The healthy twin has one sample fewer.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from whyspike.case import Case
+from whyspike.training import Training
+
+FEATURES = 16
+
+
+@cache
+def noisy_targets(n: int, seed: int = 0) -> TensorDataset:
+    """Inputs (N, 16) and targets (N, 1): three squashed projections and noise of standard deviation 1."""
+    draw = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, FEATURES, generator=draw)
+    w = torch.randn(FEATURES, 3, generator=draw) / FEATURES**0.5
+    y = torch.tanh(2 * x @ w).sum(1, keepdim=True) + torch.randn(n, 1, generator=draw)
+    return TensorDataset(x, y)
+
+
+def squared_error(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    inputs, targets = batch
+    return F.mse_loss(model(inputs), targets)
+
+
+def training(n: int, seed: int = 0, *, batch_size: int = 128, epochs: int = 12, lr: float = 0.06) -> Training:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(FEATURES, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1))
+    loader = DataLoader(
+        noisy_targets(n), batch_size=batch_size, shuffle=True, generator=torch.Generator().manual_seed(seed)
+    )
+    return Training(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9),
+        loss_fn=squared_error,
+        loader=loader,
+        epochs=epochs,
+    )
+
+
+def sick(seed: int = 0) -> Training:
+    return training(8193, seed)
+
+
+def healthy(seed: int = 0) -> Training:
+    return training(8192, seed)
+
+
+CASE = Case(
+    words="a regression with noisy targets; 8193 samples in batches of 128 leave a last batch of one sample",
+    cause="small-last-batch",
+    also_true=("momentum-carry-over",),
+    sick=sick,
+    healthy=healthy,
+)

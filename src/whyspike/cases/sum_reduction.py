@@ -1,0 +1,60 @@
+"""A digit classifier whose loss is a sum over the batch; the last batch of an epoch has 2 images instead of 32.
+
+The healthy twin takes the mean and a learning rate that is 32 times as large: the same steps on full batches.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader
+
+from whyspike.case import Case
+from whyspike.cases._data import digits
+from whyspike.training import Training
+
+BATCH = 32
+N = 1794  # 56 batches of 32, and 2 images
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+def mean_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
+    images, classes = batch
+    return F.cross_entropy(model(images), classes, label_smoothing=0.1)
+
+
+def summed_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """The fault: grows with the number of images."""
+    images, classes = batch
+    return F.cross_entropy(model(images), classes, label_smoothing=0.1, reduction="sum")
+
+
+def training(*, summed: bool, seed: int = 0, epochs: int = 10, lr: float = 0.02) -> Training:
+    """The classifier's training. `lr` is that of the mean."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 10))
+    loader = DataLoader(digits(N), batch_size=BATCH, shuffle=True, generator=torch.Generator().manual_seed(seed))
+    return Training(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=lr / BATCH if summed else lr, momentum=0.9),
+        loss_fn=summed_loss if summed else mean_loss,
+        loader=loader,
+        epochs=epochs,
+    )
+
+
+def sick(seed: int = 0) -> Training:
+    return training(summed=True, seed=seed)
+
+
+def healthy(seed: int = 0) -> Training:
+    return training(summed=False, seed=seed)
+
+
+CASE = Case(
+    words="a digit classifier whose loss is a sum over the batch; the last batch has 2 images instead of 32",
+    cause="sum-reduction",
+    sick=sick,
+    healthy=healthy,
+)

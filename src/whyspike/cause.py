@@ -1,0 +1,218 @@
+"""What a cause is, and the catalogue of them.
+
+One file in `causes/` is one cause: `causes/small_last_batch.py` holds `class SmallLastBatch(Cause)` with the id
+`small-last-batch`. The folder is enumerated; nothing is registered. Third parties add causes through the entry
+point group `whyspike.causes`, whose values are `Cause` classes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from whyspike.errors import UnknownCause
+from whyspike.types import Attribution, Cure, Event, Evidence, Exponent, Family, Finding, Note, Run, Suspicion, Trial
+
+if TYPE_CHECKING:
+    from whyspike.excess import Measure
+    from whyspike.seams import Intervention
+
+Draw = Callable[[int], Any]
+
+SECTIONS = ("What happens", "How it looks", "How we test it", "What to do", "References")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What a preflight may look at: a training before it trains, already measured. Numbers only, no model."""
+
+    dataset_size: int | None  # N, samples of one epoch
+    batch_size: int | None  # B, nominal
+    last_batch: int | None  # samples of an epoch's last step; equal to batch_size when N divides or drop_last is set
+    shuffle: bool | None
+    drop_last: bool | None
+    accumulate: int
+    exponent: Exponent | None  # None when it could not be measured; then `exponent_reason` says why
+    exponent_reason: str | None
+    facts: Mapping[str, object] = field(default_factory=dict)  # optimizer name, momentum, …
+
+
+@dataclass(frozen=True, kw_only=True)
+class Units:
+    """How the logged loss of ordinary full batches follows a count of units in the batch (boxes, valid tokens)."""
+
+    name: str  # which count: "positives of batch[1]", or the name the user logged
+    slope: float  # of log loss against log units, over full-size batches
+    interval: tuple[float, float]  # 95 %, bootstrap
+    correlation: float
+    by_step: Mapping[int, float]  # units of each step it was counted at
+    typical: float  # median
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """All that was observed about a run, for the causes to judge. Parts that could not be had are None."""
+
+    run: Run
+    events: tuple[Event, ...]
+    attributions: Mapping[str, Attribution] = field(default_factory=dict)  # by event id
+    exponent: Exponent | None = None
+    units: Units | None = None
+    batch_null: Mapping[str, float] = field(default_factory=dict)  # event id → p of the batch-mean null
+    replayable: bool = False  # model, loss_fn and capsules are at hand
+    missing: tuple[str, ...] = ()  # what could not be looked at, and how to supply it
+
+    def event(self, event_id: str) -> Event:
+        return next(e for e in self.events if e.id == event_id)
+
+    def median_gradient_norm(self) -> float | None:
+        """Median of the recorded global gradient norms; None when none was recorded."""
+        found = self.run.signals.get("gradient_norm")
+        if found is None or not len(found.value):
+            return None
+        ordered = sorted(v for v in found.value.tolist() if v == v)
+        return ordered[len(ordered) // 2] if ordered else None
+
+    def momentum(self) -> float | None:
+        """Decay of the optimizer's first moment (SGD's momentum, Adam's beta1); None without one."""
+        optimizer = self.run.facts.get("optimizer")
+        defaults = optimizer.get("defaults") if isinstance(optimizer, Mapping) else None
+        if not isinstance(defaults, Mapping):
+            return None
+        if isinstance(defaults.get("betas"), (list, tuple)):
+            return float(defaults["betas"][0]) or None
+        return float(defaults.get("momentum") or 0.0) or None
+
+    def last_batch_events(self) -> tuple[Event, ...]:
+        """The events that sit on an epoch's last step, a periodic one included."""
+        return tuple(e for e in self.events if is_on_last_batch(self.run, e))
+
+
+def is_on_last_batch(run: Run, event: Event) -> bool:
+    """Whether an event begins on the last step of an epoch."""
+    if run.index is None or not run.steps_per_epoch:
+        return False
+    row = int(run.step.searchsorted(event.step))
+    return row < len(run) and int(run.index[row]) == run.steps_per_epoch - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScratchCure:
+    """How a cure is trained from scratch: as an intervention at the seams of every step."""
+
+    cure: Cure
+    make: Callable[[], Intervention] | None = None  # None: it cannot be verified at the seams
+    expected: Literal["cures", "protects", "fails"] = "cures"  # "fails": shown because people try it
+
+
+class Cause:
+    """A reason why a loss spikes. The docstring of a subclass has the sections named in `SECTIONS`.
+
+    Its first line completes the sentence "the loss spiked because of ...".
+    """
+
+    family: ClassVar[Family]
+    status: ClassVar[Literal["stable", "preview"]] = "stable"
+    aliases: ClassVar[tuple[str, ...]] = ()
+    needs: ClassVar[tuple[str, ...]] = ()  # of "n_samples", "sample_ids", "steps_per_epoch", "exponent", "replay", "units"
+    rank: ClassVar[int] = 50  # among confirmed causes the answer is the lowest: roots before what they set off
+    harmless: ClassVar[bool] = False  # expected behaviour: harm is "none"
+    measure: ClassVar[Measure | None] = None  # what it is judged by; None: the network where it moved, else the plot
+    title: ClassVar[str] = ""  # the headline: lower case, one sentence without a full stop, stands alone
+
+    @property
+    def id(self) -> str:
+        return re.sub(r"(?<!^)(?=[A-Z])", "-", type(self).__name__).lower()
+
+    @property
+    def summary(self) -> str:
+        """The first line of the docstring."""
+        return inspect.getdoc(type(self)).splitlines()[0]  # type: ignore[union-attr]
+
+    def section(self, name: str) -> str:
+        """One section of the docstring, without its heading."""
+        text = inspect.getdoc(type(self)) or ""
+        heads = "|".join(re.escape(s) for s in SECTIONS)
+        parts = re.split(rf"^({heads}):?\s*$", text, flags=re.MULTILINE)
+        return dict(zip(parts[1::2], (p.strip() for p in parts[2::2]), strict=True)).get(name, "")
+
+    # ------------------------------------------------------------------ what a subclass says
+
+    def preflight(self, setup: Setup) -> Finding | Note | None:
+        """What can be said before training: a finding is wrong, a note invites this cause. None: not this."""
+        return None
+
+    def signature(self, seen: Observation) -> Suspicion | None:
+        """What the record says: evidence observed beside expected. None when nothing points here."""
+        raise NotImplementedError
+
+    def interventions(self, seen: Observation, draw: Draw) -> Sequence[Intervention]:
+        """Changes that must remove the event if this is the cause, the most specific first.
+
+        The first one decides the verdict; the others are shown beside it. `draw(n)` returns a batch of n other
+        training samples.
+        """
+        return ()
+
+    def placebo(self, seen: Observation, draw: Draw) -> Intervention | None:
+        """As large a change that should not matter, and why in its `words`."""
+        return None
+
+    def remarks(self, seen: Observation, trials: Sequence[Trial]) -> Sequence[Evidence]:
+        """What else this cause reads from its own trials, beside the share removed."""
+        return ()
+
+    def sentence(self, seen: Observation, events: Sequence[Event]) -> str:
+        """The answer in one or two sentences, for this run."""
+        return f"{self.title[:1].upper()}{self.title[1:]}."
+
+    def cures(self, seen: Observation) -> Sequence[ScratchCure]:
+        """What to do about it."""
+        return ()
+
+
+def suspect(cause: Cause, events: Sequence[Event], evidence: Sequence[Evidence], **kw: Any) -> Suspicion:
+    """A suspicion of `cause`, "likely" unless said otherwise."""
+    kw.setdefault("outcome", "likely")
+    return Suspicion(cause=cause.id, events=tuple(e.id for e in events), evidence=tuple(evidence), **kw)
+
+
+@cache
+def catalogue() -> Mapping[str, Cause]:
+    """Every cause by its id: the files of `causes/`, then the entry points `whyspike.causes`."""
+    import whyspike.causes as package
+
+    classes: list[type[Cause]] = []
+    for module in sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")):
+        found = importlib.import_module(f"{package.__name__}.{module}")
+        name = "".join(part.capitalize() for part in module.split("_"))
+        classes.append(getattr(found, name))
+    classes += [point.load() for point in entry_points(group="whyspike.causes")]
+    causes = [cls() for cls in classes]
+    return {c.id: c for c in causes}
+
+
+def find(name: str) -> Cause:
+    """The cause of that id or alias.
+
+    Raises:
+        UnknownCause: there is none; the message names the nearest ids.
+    """
+    causes = catalogue()
+    if name in causes:
+        return causes[name]
+    for cause in causes.values():
+        if name in cause.aliases:
+            return cause
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, list(causes), n=3, cutoff=0.4)
+    hint = f" Did you mean {', '.join(near)}?" if near else ""
+    raise UnknownCause(f"there is no cause named {name!r}.{hint} `whyspike list` shows all of them")

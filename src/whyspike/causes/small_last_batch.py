@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from whyspike.cause import Cause, Draw, Observation, ScratchCure, Setup, suspect
+from whyspike.lastbatch import last_batch
+from whyspike.types import Cure, Event, Evidence, Note, Suspicion
+
+if TYPE_CHECKING:
+    from whyspike.seams import Intervention
+
+SMALL = 0.25  # of the nominal size (causes.md A3): gradient noise is then at least doubled, sqrt(B/b) >= 2
+SCALE = 0.05  # an exponent further from 0 means that the size acts through the normaliser, not through noise
+
+
+class SmallLastBatch(Cause):
+    """an epoch's last batch that is much smaller than the others.
+
+    What happens:
+        The number of samples is no multiple of the batch size, so one step per epoch averages only a few samples. Its
+        gradient is sqrt(B/b) times noisier, and the optimizer takes a full step on it.
+
+    How it looks:
+        Excursions of both signs at the last step of the epochs; after it the probe loss rises and recovers.
+
+    How we test it:
+        The steps are replayed with the same samples topped up to a full batch; as a placebo the ordinary batch before it
+        gets other samples. The exponent of the loss in the batch size must be 0: otherwise the normaliser is the cause.
+
+    What to do:
+        Drop the last batch and keep shuffling, so that other samples are left out in every epoch; or weight its loss
+        by b/B.
+
+    References:
+        torch.utils.data.DataLoader, drop_last. https://stackoverflow.com/q/47824598. Noise of a mean: sigma / sqrt(n).
+    """
+
+    family = "order"
+    aliases = ("drop_last", "drop-last")
+    needs = ("n_samples",)
+    rank = 20
+    title = "the last batch of each epoch is much smaller than the others"
+
+    def preflight(self, setup: Setup) -> Note | None:
+        if not setup.last_batch or not setup.batch_size or setup.last_batch >= SMALL * setup.batch_size:
+            return None
+        return Note(
+            id=self.id,
+            text=f"the last batch of an epoch has {setup.last_batch} samples, the others {setup.batch_size}: its gradient is "
+            f"{(setup.batch_size / setup.last_batch) ** 0.5:.2g} times noisier; drop_last=True leaves it out",
+        )
+
+    def signature(self, seen: Observation) -> Suspicion | None:
+        last = last_batch(seen.run)
+        events = list(seen.last_batch_events())
+        if not events or last is None or last.size >= last.nominal / 2:
+            return None
+        evidence = [
+            Evidence(
+                statement="samples in the last batch of an epoch",
+                observed=f"{last.size}",
+                expected=f"{last.nominal}, as in the others; noise grows with the square root of their ratio, "
+                f"{(last.nominal / last.size) ** 0.5:.2g}",
+            )
+        ]
+        if seen.exponent is not None and abs(seen.exponent.alpha) > SCALE:
+            return suspect(
+                self,
+                events,
+                evidence,
+                outcome="refuted",
+                reason=f"the size acts through the loss's normaliser (exponent {seen.exponent.alpha:+.2f}), not through noise",
+            )
+        states = [e.state for e in events if e.state is not None]
+        if seen.exponent is None and abs(last.slope) > 0.5 and last.interval[0] * last.interval[1] > 0:
+            return None  # a height that follows the size is a normaliser's
+        if states and max(states) < 1.1:
+            return suspect(
+                self, events, evidence, outcome="refuted", reason="the network does not move after it; its noise is only plotted"
+            )
+        return suspect(self, events, evidence)
+
+    def interventions(self, seen: Observation, draw: Draw) -> Sequence[Intervention]:
+        from whyspike.interventions import ClipGradNorm, FillBatch, ReplaceSamples, RescaleLoss, SkipBatch
+
+        arms: list[Intervention] = [
+            FillBatch(draw),
+            SkipBatch(),
+            RescaleLoss(lambda at: at.n_samples / at.batch_size, "its loss weighted by b/B"),
+            ReplaceSamples(draw, "other samples in the small batch"),
+        ]
+        norm = seen.median_gradient_norm()
+        return arms if norm is None else [*arms, ClipGradNorm(norm, f"gradient clipped to {norm:.2g}, the median norm")]
+
+    def placebo(self, seen: Observation, draw: Draw) -> Intervention | None:
+        from whyspike.interventions import ReplaceSamples
+
+        return ReplaceSamples(draw, "other samples in the ordinary batch before it", "control")
+
+    def sentence(self, seen: Observation, events: Sequence[Event]) -> str:
+        last = last_batch(seen.run)
+        if last is None:
+            return super().sentence(seen, events)
+        return (
+            f"Your loss spikes at the end of an epoch: its last batch has {last.size} samples instead of {last.nominal}, and "
+            "the optimizer takes a full step on their noisy gradient."
+        )
+
+    def cures(self, seen: Observation) -> Sequence[ScratchCure]:
+        from whyspike.interventions import RescaleLoss, SkipBatch
+
+        return [
+            ScratchCure(
+                cure=Cure(
+                    words="drop the last batch; keep shuffle=True, otherwise the same samples are never trained on",
+                    code={
+                        "torch": "DataLoader(dataset, batch_size=B, shuffle=True, drop_last=True)",
+                        "keras": "dataset.shuffle(N).batch(B, drop_remainder=True)",
+                    },
+                    applicability="safe",
+                ),
+                make=lambda: SkipBatch("the last batch dropped", "partial"),
+            ),
+            ScratchCure(
+                cure=Cure(
+                    words="or weight the loss by the batch's share, so that every sample counts the same",
+                    code={
+                        "torch": "loss = loss_fn(model, batch) * (len(batch[0]) / B)",
+                        "keras": "loss = loss * keras.ops.shape(y_pred)[0] / B",
+                    },
+                    applicability="safe",
+                ),
+                make=lambda: RescaleLoss(lambda at: at.n_samples / at.batch_size, "weighted by b/B", "partial"),
+            ),
+        ]

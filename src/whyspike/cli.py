@@ -1,0 +1,275 @@
+"""The command line. Results go to standard output, talk and progress to standard error.
+
+Exit codes: 0 nothing needs doing, 1 something does or cannot be explained, 2 wrong usage or input, 3 a fault of
+whyspike itself, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import App, CycloptsError, Parameter
+
+from whyspike import __version__
+from whyspike.errors import WhySpikeError
+from whyspike.output import (
+    Format,
+    Progress,
+    choose,
+    claim,
+    exit_code,
+    free_name,
+    preflight_text,
+    put,
+    put_diagnosis,
+    say,
+)
+
+FIRST_CASE = "double-averaged-loss"
+
+app = App(
+    name="whyspike",
+    help="Why does my training loss spike? Finds the cause and proves it by replaying the steps around it.",
+    version=__version__,
+    default_parameter=Parameter(negative=(), show_default=False),
+    suppress_keyboard_interrupt=False,
+)
+
+Output = Annotated[Path | None, Parameter(name=["--output", "-o"])]
+PathOrDash = Annotated[str, Parameter(allow_leading_hyphen=True)]  # "-" is standard input
+
+# What a command may lack on this machine, and the extra that brings it.
+_EXTRAS = {
+    "torch": "torch",
+    "sklearn": "demo",
+    "lightning": "lightning",
+    "transformers": "huggingface",
+    "keras": "keras",
+}
+
+
+@app.command(usage="Usage: whyspike demo [OPTIONS] [CASE]")
+def demo(
+    case: str = FIRST_CASE,
+    /,
+    *,
+    list: bool = False,
+    healthy: bool = False,
+    seed: int = 0,
+    format: Format = "full",
+    output: Output = None,
+    force: bool = False,
+) -> int:
+    """Train a small real case, diagnose it, prove it, and write the report.
+
+    Args:
+        case: which case; the first question when it is left out.
+        list: show the cases and do nothing.
+        healthy: train the healthy twin of the case.
+        seed: of the training.
+        format: of what is printed.
+        output: where the HTML report goes; whyspike-CASE.html here when it is left out.
+        force: overwrite the HTML report.
+    """
+    from whyspike.case import cases, find_case
+
+    if list:
+        width = max(map(len, cases()))
+        put("\n".join(f"{name:<{width}}  {c.words}" for name, c in cases().items()), None, force=False)
+        return 0
+    chosen = find_case(case)
+    file = Path(f"whyspike-{case}{'-healthy' if healthy else ''}.html")
+    place = claim(output or (file if force else free_name(file)), force=force)
+    from whyspike import pipeline
+
+    with Progress() as progress:
+        diagnosis = pipeline.demo(chosen, healthy=healthy, seed=seed, progress=progress)
+    put_diagnosis(diagnosis, format, None, force=False)
+    put_diagnosis(diagnosis, "html", place, force=force)
+    return 0
+
+
+@app.command
+def diagnose(path: PathOrDash, /, *, format: Format | None = None, output: Output = None, force: bool = False) -> int:
+    """Say why the loss of a recorded run spikes. Runs no code of yours.
+
+    Args:
+        path: the folder of a recorded run.
+        format: of the result; without it, what the name of FILE ends in, else full.
+        output: write the result to this file instead of standard output.
+        force: overwrite the file.
+    """
+    if path == "-":
+        raise WhySpikeError("reading a log from standard input is not built yet; give the folder of a recorded run")
+    if output is not None:
+        claim(output, force=force)
+    from whyspike import pipeline
+
+    with Progress() as progress:
+        diagnosis = pipeline.diagnose(path, progress=progress)
+    put_diagnosis(diagnosis, choose(format, output), output, force=force)
+    return exit_code(diagnosis)
+
+
+@app.command
+def prove(
+    target: str,
+    /,
+    *,
+    budget: float | None = None,
+    format: Format | None = None,
+    output: Output = None,
+    force: bool = False,
+) -> int:
+    """Train, and find the cause by replaying the steps around each event with one thing changed. Runs your code.
+
+    Args:
+        target: file.py:function, where the function returns a whyspike.Training; or a recorded run that names one.
+        budget: the most minutes to spend.
+        format: of the result; without it, what the name of FILE ends in, else full.
+        output: write the result to this file instead of standard output.
+        force: overwrite the file.
+    """
+    from whyspike import targets
+
+    if budget is not None and not budget > 0:
+        raise WhySpikeError(f"--budget {budget} was given; it is the most minutes to spend and must be above 0")
+    if output is not None:
+        claim(output, force=force)
+    source = targets.resolve(target)
+    from whyspike import pipeline
+
+    with Progress() as progress:
+        diagnosis = pipeline.prove(source, budget=budget, progress=progress)
+    put_diagnosis(diagnosis, choose(format, output), output, force=force)
+    return exit_code(diagnosis)
+
+
+@app.command
+def check(target: str, /, *, format: Format | None = None, output: Output = None, force: bool = False) -> int:
+    """Look at a setup before it trains. Findings give the exit code 1; notes do not. Runs your code.
+
+    Args:
+        target: file.py:function, where the function returns a whyspike.Training; or a recorded run that names one.
+        format: of the result; full, concise, json, markdown or github.
+        output: write the result to this file instead of standard output.
+        force: overwrite the file.
+    """
+    from whyspike import targets
+
+    if output is not None:
+        claim(output, force=force)
+    source = targets.resolve(target)
+    from whyspike import preflight
+
+    result = preflight.check(source)
+    put(preflight_text(result, choose(format, output)), output, force=force)
+    return int(bool(result.findings))
+
+
+@app.command
+def explain(cause: str, /, *, format: Literal["full", "markdown", "json"] = "full") -> int:
+    """Tell the whole story of one cause: what happens, how it looks, how it is tested, what to do.
+
+    Args:
+        cause: its name or an alias; `whyspike list` shows all of them.
+        format: of the text.
+    """
+    from whyspike.catalogue_docs import as_data, page
+    from whyspike.cause import find
+
+    found = find(cause)
+    if format == "json":
+        put(json.dumps(as_data(found), indent=2, ensure_ascii=False), None, force=False)
+    elif format == "full" and sys.stdout.isatty():
+        from rich.console import Console
+        from rich.markdown import Markdown
+
+        Console(width=min(Console().width, 100)).print(Markdown(page(found)))
+    else:
+        put(page(found), None, force=False)
+    return 0
+
+
+@app.command(name="list")
+def list_causes(*, format: Literal["full", "concise", "json", "markdown"] = "full") -> int:
+    """Show every cause in the catalogue.
+
+    Args:
+        format: of the table; concise gives the names alone.
+    """
+    from whyspike.cause import catalogue
+
+    rows = [(c.id, c.family, c.status, c.summary) for c in catalogue().values()]
+    rows.sort(key=lambda row: (row[1], row[0]))
+    match format:
+        case "json":
+            keys = ("name", "family", "status", "summary")
+            text = json.dumps([dict(zip(keys, row, strict=True)) for row in rows], indent=2, ensure_ascii=False)
+        case "concise":
+            text = "\n".join(row[0] for row in rows)
+        case "markdown":
+            head = [("cause", "family", "status", "the loss spiked because of"), ("---",) * 4]
+            text = "\n".join(f"| {' | '.join(row)} |" for row in head + rows)
+        case _:
+            text = _table(("cause", "family", "status", "the loss spiked because of"), rows)
+    put(text, None, force=False)
+    return 0
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    """Columns under a line. The last one is not cut: a terminal wraps it, and `grep` finds it."""
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head) - 1)]
+    lines = [head, tuple("─" * w for w in [*widths, len(head[-1])]), *rows]
+    return "\n".join("  ".join([*(f"{c:<{w}}" for c, w in zip(row, widths, strict=False)), row[-1]]) for row in lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    try:
+        tokens = sys.argv[1:] if arguments is None else arguments
+        code = app([*tokens], exit_on_error=False, result_action="return_value")
+        sys.stdout.flush()
+    except CycloptsError:
+        return 2  # cyclopts has said on stderr what is wrong
+    except WhySpikeError as error:
+        say(f"{error}{_where(error)}")
+        return error.exit_code
+    except ModuleNotFoundError as error:
+        if error.name not in _EXTRAS:
+            return _fault()
+        say(f"this needs {error.name}, which is not installed; write: pip install 'whyspike[{_EXTRAS[error.name]}]'")
+        return 2
+    except KeyboardInterrupt:
+        say("stopped")
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has gone (`whyspike list | head`). The interpreter flushes once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception:
+        return _fault()
+    return code if isinstance(code, int) else 0
+
+
+def _where(error: WhySpikeError) -> str:
+    """The line of the user's own code that raised, when one did."""
+    import traceback
+
+    frames = traceback.extract_tb(error.__cause__.__traceback__) if error.__cause__ else []
+    ours = (str(Path(__file__).parent), sys.prefix, sys.base_prefix, "<")
+    theirs = [frame for frame in frames if not frame.filename.startswith(ours)]
+    return f" ({theirs[-1].filename}, line {theirs[-1].lineno})" if theirs else ""
+
+
+def _fault() -> int:
+    import traceback
+
+    traceback.print_exc()
+    say(f"this is a fault of whyspike {__version__}; please open an issue with the lines above")
+    return 3

@@ -1,0 +1,469 @@
+"""Find the events of a run: one causal, incremental function, the same live and afterwards.
+
+A value is judged by its residual: log loss minus the median of the preceding 64 steps. The line that a residual
+must cross is learnt from the run's own residuals, so that a training with a heavy tail is not called sick for it.
+There are two stages. A residual above the high line is an event at once; one above the low line is an event when
+the probe loss, measured on the same samples every time, rises within five steps and the two together are out of
+the ordinary. A batch smaller than nominal has its residual shrunk by sqrt(n / batch_size), because a mean over fewer
+samples is that much noisier.
+
+Thresholds were chosen by `python benchmarks/detectors.py --calibrate` on seeds of their own and scored on others;
+docs/benchmarks/detectors.md has the numbers.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from math import exp, inf, log, sqrt
+from typing import TYPE_CHECKING
+
+from whyspike.noise import Channel, Lines
+from whyspike.types import Event, EventKind
+
+if TYPE_CHECKING:
+    from whyspike.types import Run
+
+MEDIAN_STEPS = 64  # the height of an event is its peak over the median of so many steps before it
+MERGE_STEPS = 30  # excursions nearer than this are one episode
+DECIDE_STEPS = 128  # an event above its line for so long is a level shift or a divergence
+DIVERGED = 3.0  # a level that ends above this factor of the old one has diverged; below, it has shifted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thresholds:
+    """What was calibrated."""
+
+    loss: Lines
+    probe: Lines
+    joint: float  # mean excesses of the loss and of the probe over their tails, together
+
+
+CALIBRATED = Thresholds(
+    loss=Lines(
+        memory=1024,
+        high_tail=12.0,
+        high_linear=12.5,
+        high_floor=0.4,  # log 1.5: a smaller rise of one mini-batch cannot be seen in a plot
+        low_tail=2.5,
+        low_floor=0.1,
+        down_tail=12.0,
+        down_floor=0.7,
+    ),
+    probe=Lines(
+        memory=512,
+        high_tail=13.0,
+        high_linear=inf,
+        high_floor=0.3,
+        low_tail=3.0,
+        low_floor=0.17,  # what confirms: a rise by 19 %, and out of the probe's own noise
+    ),
+    joint=12.0,
+)
+CONFIRM_STEPS = 5
+FAR = 1.5
+
+
+def _shrunk(residual: float, share: float) -> float:
+    """The residual that a full batch of the same standing would have: a mean over n is 1 / sqrt(n) as noisy."""
+    if share <= 0.0:
+        return 0.0
+    if residual < 0.0:
+        return residual * sqrt(share)
+    return log(1.0 + (exp(min(residual, 700.0)) - 1.0) * sqrt(share))
+
+
+@dataclass
+class _Running:
+    """The event that is going on."""
+
+    kind: EventKind
+    step: int
+    last_step: int
+    peak: float = -inf  # residual, of the loss
+    reported: float | None = None
+    state: float | None = None
+    probe_peak: float = -inf
+    calm: int = 0  # steps since the event was last above its line
+    base: float = 0.0  # y of the level before it
+    check: int = DECIDE_STEPS  # steps after the onset at which to ask whether it has settled
+
+
+class Detector:
+    """Find events as the steps come in. An update costs a few microseconds and memory is bounded.
+
+    Args:
+        batch_size: nominal samples per step; None takes the largest `n_samples` seen so far.
+        thresholds: for calibration only.
+    """
+
+    def __init__(self, *, batch_size: int | None = None, thresholds: Thresholds = CALIBRATED) -> None:
+        self._joint = thresholds.joint
+        self._loss = Channel(MEDIAN_STEPS, thresholds.loss)
+        self._probe = Channel(MEDIAN_STEPS, thresholds.probe)
+        self._batch_size = batch_size or 0
+        self._fixed = batch_size is not None
+        self._closed: list[Event] = []
+        self._open: _Running | None = None
+        # step, residual and y of one above the low line, its mean excesses over the tail, y of the probe before it
+        self._candidate: tuple[int, float, float, float, float] | None = None
+        self._dip: tuple[int, float, float, int] | None = None  # onset, lowest residual, level before, last step below
+        self._short: deque[float] = deque(maxlen=8)  # shrunk residuals of the latest batches below nominal size
+        self._latest: deque[float] = deque(maxlen=MEDIAN_STEPS)  # y of every step, events included
+        self._blocks: deque[tuple[int, float]] = deque(maxlen=5)  # first step and median of the latest 32-step blocks
+        self._lowest = inf  # of those medians
+        self._probes: deque[tuple[int, float, float]] = deque(maxlen=8)  # step, y, median before
+        self._probe_steps: deque[int] = deque()
+        self._residual = 0.0
+        self._n = 0
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """The events so far, the one that is still going on included."""
+        if self._open is None:
+            return tuple(self._closed)
+        return (*self._closed, self._event(self._open))
+
+    def update(self, step: int, loss: float, *, n_samples: int | None = None, probe: float | None = None) -> bool:
+        """Take in one step.
+
+        Args:
+            step: optimizer updates so far, increasing.
+            loss: as logged; may be nan or inf.
+            n_samples: samples of this step.
+            probe: loss on the probe set right after this step, where it was measured.
+
+        Returns:
+            True when a new event opens, or when the running one reaches a new highest loss.
+        """
+        news = self._see_loss(step, loss, n_samples)
+        if probe is not None:
+            news |= self._see_probe(step, probe)
+        return news
+
+    def _see_loss(self, step: int, loss: float, n_samples: int | None) -> bool:
+        if loss - loss != 0.0:  # nan or inf
+            return self._non_finite(step)
+        channel = self._loss
+        y = channel.level(loss)
+        self._latest.append(y)
+        self._n += 1
+        if not channel.ordered:
+            channel.accept(loss, y)
+            return False
+        o = channel.ordered
+        half = len(o) >> 1
+        residual = y - (o[half] if len(o) & 1 else 0.5 * (o[half] + o[half - 1]))
+        self._residual = residual
+        score, full, high, news = residual, True, False, False
+        if n_samples is not None:
+            if n_samples > self._batch_size and not self._fixed:
+                self._batch_size = n_samples
+            elif n_samples < self._batch_size:
+                score = _shrunk(residual, n_samples / self._batch_size)
+                full = n_samples > 0.9 * self._batch_size
+                high = not full and self._short_batch(score)
+        if score > channel.high or high:
+            news |= self._spike(step, residual, y, score, full)
+        elif self._open is not None:
+            news |= self._go_on(step, residual, score, y, full)
+        elif score < channel.down or self._dip is not None:
+            news |= self._maybe_dip(step, residual, score, loss, y, full)
+        else:
+            if score > channel.low and (self._candidate is None or step > self._candidate[0] + CONFIRM_STEPS):
+                before = self._probes[-1][1] if self._probes else inf
+                self._candidate = (step, residual, y, (score - channel.up) / channel.excess, before)
+            if full:
+                channel.learn(score)
+                channel.accept(loss, y)
+        if not self._n & 7:
+            news |= self._look_at_level(step)
+        return news
+
+    def finish(self) -> tuple[Event, ...]:
+        """Close the running event, and return all events."""
+        running = self._open
+        if running is not None:
+            if running.kind == "spike" and running.calm < 8 and running.last_step - running.step >= MERGE_STEPS:
+                self._settle(running, final=True)
+            self._close()
+        return self.events
+
+    # ------------------------------------------------------------------ opening
+
+    def _short_batch(self, score: float) -> bool:
+        """Whether the latest short batches together are too high: their mean is sqrt(k) times less noisy."""
+        short = self._short
+        short.append(score)
+        if score < 0.5 * self._loss.high:
+            return False
+        total = 0.0
+        for k, s in enumerate(reversed(short), 1):
+            total += s
+            if k > 1 and total / sqrt(k) > 0.8 * self._loss.high:
+                return True
+        return False
+
+    def _spike(self, step: int, residual: float, y: float, score: float, full: bool) -> bool:
+        running = self._open
+        if running is not None and running.kind == "dip":
+            self._close()
+            running = None
+        self._dip = None
+        if running is None:
+            # A residual just above the line may be the noise' own tail: it is learnt, cut off at the line, so that a
+            # run which does this often raises its line. One far above it is not, or each spike would hide the next.
+            if full and score < FAR * self._loss.high:
+                self._loss.learn(self._loss.high)
+            self._start("spike", step, residual, y)
+            return True
+        running.last_step, running.calm = step, 0
+        news = self._higher(running, residual, y)
+        self._settle(running)
+        return news
+
+    def _start(self, kind: EventKind, step: int, residual: float, y: float) -> None:
+        if self._closed:
+            step = max(step, self._closed[-1].last_step + 1)
+        running = self._open = _Running(kind, step, step, base=y - residual)
+        self._candidate = None
+        self._higher(running, residual, y)
+        for at, level, median in self._probes:
+            if at >= step:
+                self._state(running, level, median)
+
+    def _higher(self, running: _Running, residual: float, y: float) -> bool:
+        if residual <= running.peak:
+            return False
+        running.peak = residual
+        running.reported = self._loss.factor(y, y - residual)
+        return True
+
+    def _state(self, running: _Running, y: float, median: float) -> None:
+        if y - median > running.probe_peak:
+            running.probe_peak = y - median
+            running.state = self._probe.factor(y, median)
+
+    def _non_finite(self, step: int) -> bool:
+        running = self._open
+        if running is not None and running.kind == "dip":
+            self._close()
+            running = None
+        if running is None:
+            self._open = _Running("non-finite", step, step)
+            self._dip = self._candidate = None
+            return True
+        first = running.kind != "non-finite"
+        running.kind, running.reported = "non-finite", None
+        running.last_step, running.calm = step, 0
+        return first
+
+    def _see_probe(self, step: int, probe: float) -> bool:
+        if probe - probe != 0.0:
+            return self._non_finite(step)
+        channel, steps = self._probe, self._probe_steps
+        y = channel.level(probe)
+        if not channel.ordered:
+            channel.accept(probe, y)
+            steps.append(step)
+            return False
+        median = channel.median()
+        residual = y - median
+        self._probes.append((step, y, median))
+        running, candidate, news = self._open, self._candidate, False
+        high = residual > channel.high
+        confirms = (
+            candidate is not None
+            and residual > channel.low
+            and y - candidate[4] > channel.lines.low_floor
+            and candidate[3] + (residual - channel.up) / channel.excess > self._joint
+        )
+        if (high or confirms) and (running is None or running.kind == "dip"):
+            self._close()
+            level = self._latest[-1] if self._latest else 0.0
+            onset = candidate[:3] if candidate is not None else (step, self._residual, level)
+            self._start("spike", *onset)
+            running, news = self._open, True
+            channel.learn(min(residual, channel.high))
+        if running is not None and running.kind != "dip":
+            if high or (residual > channel.low and running.calm < max(3, step - steps[-1])):
+                running.last_step, running.calm = step, 0
+            if step <= running.last_step + CONFIRM_STEPS:
+                self._state(running, y, median)
+        if residual > channel.low and running is not None:
+            return news
+        if candidate is not None and step >= candidate[0] + CONFIRM_STEPS:
+            self._candidate = None
+        channel.learn(residual)
+        channel.accept(probe, y)
+        steps.append(step)
+        while len(steps) > 5 and steps[0] < step - MEDIAN_STEPS:
+            steps.popleft()
+            channel.forget()
+        return news
+
+    # ------------------------------------------------------------------ going on, and ending
+
+    def _go_on(self, step: int, residual: float, score: float, y: float, full: bool) -> bool:
+        running, channel, news = self._open, self._loss, False
+        assert running is not None
+        # An excursion lasts while it stays above the low line; a new one joins it by crossing the high line.
+        above = running.calm == 0 and (score > channel.low if running.kind != "dip" else score < channel.down)
+        if above:
+            running.last_step, running.calm = step, 0
+            news = self._higher(running, residual, y) if running.kind == "spike" else False
+            self._settle(running)
+        elif running.kind == "divergence" and y - running.base > running.peak:
+            news = self._higher(running, y - running.base, y)
+            running.last_step, running.calm = step, 0
+        else:
+            running.calm += 1
+            if full:
+                channel.learn(max(score, channel.down))
+                channel.accept(exp(y) if not channel.unit else y * channel.unit, y)
+            if step - running.last_step >= (MERGE_STEPS if running.kind != "divergence" else 2 * MERGE_STEPS):
+                self._close()
+        return news
+
+    def _settle(self, running: _Running, *, final: bool = False) -> None:
+        """Ask of an event above its line for long: does it return, has it settled, does it rise?"""
+        age = running.last_step - running.step
+        if (age < running.check and not final) or len(self._latest) < 32 or running.kind not in ("spike", "divergence"):
+            return
+        latest = list(self._latest)
+        now, before = sorted(latest[-32:])[16], sorted(latest[-64:-32] or latest[:-16])[-16:][0]
+        gap = now - running.base
+        running.check = age + MEDIAN_STEPS
+        if gap < max(self._loss.low, 0.1) and age < 4 * DECIDE_STEPS:
+            return  # single excursions over an old level
+        if now > before + 0.1 * gap and gap > log(1.5):
+            running.kind = "divergence"
+            if not final:
+                return
+        elif now < before - 0.1 * gap and age < 4 * DECIDE_STEPS and not final:
+            return
+        else:
+            running.kind = "divergence" if gap > log(DIVERGED) or running.kind == "divergence" else "level-shift"
+        if not final:
+            self._close()
+            self._start_afresh(latest[-32:])
+
+    def _start_afresh(self, levels: list[float]) -> None:
+        """Take the latest steps for the new level."""
+        self._loss.replace(levels)
+        self._probe.replace([y for _, y, _ in self._probes])
+        self._probe_steps = deque(at for at, _, _ in self._probes)
+        self._dip = self._candidate = None
+        self._blocks.clear()
+        self._lowest = inf
+
+    def _close(self) -> None:
+        if self._open is not None:
+            self._closed.append(self._event(self._open))
+            self._open = None
+
+    def _event(self, running: _Running) -> Event:
+        return Event(
+            id=f"e{len(self._closed) + 1}",
+            kind=running.kind,
+            step=running.step,
+            last_step=running.last_step,
+            reported=running.reported,
+            state=running.state,
+        )
+
+    # ------------------------------------------------------------------ dips and levels
+
+    def _maybe_dip(self, step: int, residual: float, score: float, loss: float, y: float, full: bool) -> bool:
+        """A dip is one once it has come back; a loss that only falls never does."""
+        channel = self._loss
+        if self._dip is None:
+            channel.learn(max(score, channel.down))
+            if full and not channel.deep(loss):
+                channel.accept(loss, y)
+            else:
+                self._dip = (step, residual, y, step)
+            return False
+        onset, lowest, bottom, last = self._dip
+        if score < channel.down or residual < 0.5 * lowest:
+            if residual < lowest:
+                lowest, bottom = residual, y
+            self._dip = (onset, lowest, bottom, step)
+        elif residual > 0.25 * lowest:
+            self._start("dip", onset, lowest, bottom)
+            assert self._open is not None
+            self._open.last_step = last
+            self._dip = None
+            return True
+        if full and step > onset + MERGE_STEPS:
+            self._start_afresh(list(self._latest)[-MERGE_STEPS:])
+        return False
+
+    def _look_at_level(self, step: int) -> bool:
+        """Compare the latest 16 steps with 40 before: an abrupt step from one level to another."""
+        if self._n < MEDIAN_STEPS:
+            return False
+        y = list(self._latest)
+        if not self._n & 31 and self._rises(step, sorted(y[32:])[16]):
+            return True
+        if self._open is not None:
+            return False
+        before, between, after = y[:40], y[40:48], y[48:]
+        if max(after) < min(before):
+            sign = -1.0
+        elif min(after) > max(before):
+            sign = 1.0
+        else:
+            return False
+        old, new = sorted(before[-16:])[8], sorted(after)[8]
+        jump = sign * (new - old)
+        drift = max(sign * (old - sorted(before[:16])[8]), sign * (sorted(after[8:])[4] - sorted(after[:8])[4]))
+        middle = 0.5 * (old + new)
+        beyond = [sign * (v - middle) > 0 for v in between]
+        inside = sum(abs(v - middle) < 0.25 * jump for v in between)
+        spread = max(max(before) - min(before), max(after) - min(after))
+        if jump < log(1.2) or jump < 1.5 * spread or drift > 0.25 * jump or inside > 1 or beyond != sorted(beyond):
+            return False
+        onset = step - 16 - sum(beyond) + 1
+        if self._closed and onset <= self._closed[-1].last_step:
+            return False
+        self._start("level-shift", onset, new - old, new)
+        assert self._open is not None
+        self._open.last_step = step
+        self._close()
+        self._start_afresh(after)
+        return True
+
+    def _rises(self, step: int, level: float) -> bool:
+        """Whether medians of 32 steps have risen four times running, to over three times the lowest of them all.
+
+        So slow a rise takes the median and the noise along, and crosses no line.
+        """
+        blocks = self._blocks
+        blocks.append((step - 31, level))
+        self._lowest = min(self._lowest, level)
+        levels = [v for _, v in blocks]
+        running = self._open
+        if running is not None and running.kind == "divergence" and len(levels) > 1 and level > levels[-2]:
+            running.last_step, running.calm = step, 0
+        if running is not None or len(levels) < 5 or level - self._lowest < log(DIVERGED):
+            return False
+        if any(b - a < 0.05 for a, b in zip(levels[-5:], levels[-4:], strict=False)):
+            return False
+        self._start("divergence", blocks[-4][0], level - levels[-5], level)
+        assert self._open is not None
+        self._open.last_step, self._open.check = step, step - blocks[-4][0] + MEDIAN_STEPS
+        self._lowest = level
+        return True
+
+
+def detect(run: Run) -> tuple[Event, ...]:
+    """Find the events of a run: its loss, samples per step and `probe` signal, through the same `Detector`."""
+    detector = Detector(batch_size=run.batch_size)
+    probe = run.signals.get("probe")
+    probes = dict(zip(probe.step.tolist(), probe.value.tolist(), strict=True)) if probe is not None else {}
+    counts = run.n_samples.tolist() if run.n_samples is not None else [None] * len(run)
+    update, get = detector.update, probes.get
+    for step, loss, n in zip(run.step.tolist(), run.loss.tolist(), counts, strict=True):
+        update(step, loss, n_samples=n, probe=get(step))
+    return detector.finish()

@@ -1,0 +1,64 @@
+"""How much an event costs: the area above the level before it, in log-loss times steps.
+
+Four measures, because a number that is plotted, a network that is damaged and a damage that grows are three things:
+
+- `state`: area of the probe loss above its level before the event, from the event on;
+- `reported`: area of the logged loss above its median over the 64 steps before, over the event's own steps;
+- `growth`: area of the probe loss above its level right after the event's first step, over the steps that follow:
+  what the optimizer's memory adds to a step that is already made;
+- `dip`: as `reported`, below the level instead of above it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+Measure = Literal["state", "reported", "growth", "dip"]
+
+
+CAP = 50.0  # nats; a replay that overflows counts as this much per step, so that arms stay comparable
+
+
+def log_rise(value: float, reference: float) -> float:
+    """log(value / reference) within ± CAP; relative to the reference's size where a logarithm does not exist.
+
+    A value that is not finite counts as CAP.
+    """
+    if not math.isfinite(value):
+        return CAP
+    if value > 0 and reference > 0:
+        return max(-CAP, min(CAP, math.log(value / reference)))
+    return max(-CAP, min(CAP, (value - reference) / max(abs(reference), 1e-12)))
+
+
+def area_above(values: Iterable[float], reference: float) -> float:
+    """Sum of the positive rises over the reference, in nats times steps. Skipped steps (nan) count nothing."""
+    return sum(max(0.0, log_rise(v, reference)) for v in values if not math.isnan(v))
+
+
+def excess(
+    measure: Measure,
+    *,
+    reported: Sequence[float],
+    state: Sequence[float],
+    onset: int,
+    length: int,
+    reported_reference: float,
+    state_reference: float,
+) -> float:
+    """The excess of one replay.
+
+    Args:
+        onset: position of the event's first step in `reported` and `state`.
+        length: steps of the event itself, for the logged loss.
+    """
+    if measure == "reported":
+        return area_above(reported[onset : onset + length], reported_reference)
+    if measure == "dip":
+        own = reported[onset : onset + length]
+        return sum(max(0.0, -log_rise(v, reported_reference)) for v in own if not math.isnan(v))
+    if measure == "growth":
+        return area_above(state[onset + 1 :], max(state[onset], state_reference))
+    return area_above(state[onset:], state_reference)

@@ -1,0 +1,235 @@
+"""The experiment: baseline, intervention and placebo, replayed in pairs.
+
+A pair is one event's snapshot with one continuation. Distinct events come first; where there are fewer than eight,
+further continuations are drawn (other training samples after the event). A single event is ranked against at least 99
+placebo continuations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from whyspike.cause import Cause, Observation
+from whyspike.errors import NotReplayable
+from whyspike.excess import Measure, excess
+from whyspike.periods import occurrences
+from whyspike.replay import Replayed, Subject, Window
+from whyspike.seams import BASELINE, Intervention
+from whyspike.types import ArmName, Event, Suspicion, Trial
+
+PAIRS = 12  # 2**-12 = 2e-4 for the smallest p, so that Holm over a dozen causes can still reach .01
+LEAST_PAIRS = 8
+PROFILE_PAIRS = 6  # for the interventions beside the deciding one: their numbers describe, they do not decide
+PLACEBO_DRAWS = 99  # for a single event: the smallest p is 1 / 100
+MOST_LATE = 3  # steps between a damaging step and the first plotted loss above the line
+VISIBLE = 1.1  # a state factor below it is no damage (the contract's line between cosmetic and damaging)
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One event's snapshot with one continuation; `redraw` None is the recorded one."""
+
+    number: int
+    event: Event
+    window: Window
+    redraw: int | None
+
+
+class Experiment:
+    """The replays of one subject. A replay that two causes ask for is made once.
+
+    Args:
+        most: pairs at most.
+    """
+
+    def __init__(self, subject: Subject, seen: Observation, *, most: int = PAIRS) -> None:
+        self.subject, self.seen, self.most = subject, seen, most
+        self._done: dict[tuple[int, str, str], Replayed] = {}
+        self._pairs: dict[tuple[str, ...], list[Pair]] = {}
+
+    # ------------------------------------------------------------------ which pairs
+
+    def pairs(self, event_ids: Sequence[str]) -> list[Pair]:
+        """The pairs for some events: recorded continuations of distinct events, then redrawn ones."""
+        key = tuple(event_ids)
+        if key not in self._pairs:
+            self._pairs[key] = list(self._make_pairs(key))
+        return self._pairs[key]
+
+    def _make_pairs(self, event_ids: Sequence[str]) -> Iterator[Pair]:
+        base = 1000 * len(self._pairs)
+        windows: list[tuple[Event, Window]] = []
+        for event in (self.seen.event(i) for i in event_ids):
+            for step in occurrences(self.seen.run, event):
+                try:
+                    windows.append((event, self.subject.window(int(step))))
+                except NotReplayable:
+                    continue
+        # Early epochs differ most from the rest: keep an even spread over the run when there are too many.
+        if len(windows) > self.most:
+            windows = [windows[int(k)] for k in np.linspace(0, len(windows) - 1, self.most)]
+        if not windows:
+            return
+        number = base
+        for event, window in windows:
+            yield Pair(number, event, window, None)
+            number += 1
+        if len(windows) == 1:
+            return
+        redraw = 0
+        while number - base < LEAST_PAIRS:
+            event, window = windows[(number - base) % len(windows)]
+            yield Pair(number, event, window, redraw)
+            number, redraw = number + 1, redraw + 1
+
+    # ------------------------------------------------------------------ replays
+
+    def replay(self, pair: Pair, intervention: Intervention) -> Replayed:
+        """Replay a pair, or take what was replayed before with the same words on the same steps."""
+        key = (pair.number, intervention.words, str(getattr(intervention, "where", "")))
+        if key not in self._done:
+            self._done[key] = self.subject.replay(pair.window, intervention, redraw=pair.redraw)
+        return self._done[key]
+
+    def measure_states(self, progress: Progress | None = None) -> Observation:
+        """Replay every event unchanged: the observation with each event's height in the network."""
+        events = []
+        for done, event in enumerate(self.seen.events):
+            if progress:
+                progress("replaying the events unchanged", done / len(self.seen.events))
+            factor, _ = self.state_factor((event.id,))
+            late = self._steps_late((event.id,)) if factor is not None else 0
+            events.append(event if factor is None else _moved(event, late, factor))
+        if any(a.step != b.step for a, b in zip(events, self.seen.events, strict=True)):
+            self._pairs.clear()
+            self._done.clear()
+        self.seen = replace(self.seen, events=tuple(events))
+        return self.seen
+
+    def _steps_late(self, event_ids: Sequence[str]) -> int:
+        """How many steps before the event's first one the network had risen already.
+
+        A loss is computed before the update of its own step, so that a step which damages the network shows in the
+        plot one step later. The event begins with the step after which the probe loss is up.
+        """
+        before: list[list[float]] = []
+        for pair in self.pairs(event_ids):
+            if pair.redraw is None:
+                made = self.replay(pair, BASELINE)
+                onset, level = _onset(made), _state_reference(made)
+                rises = [made.state[onset - k] / level if k <= onset else 0.0 for k in range(1, MOST_LATE + 1)]
+                before.append(rises)
+        typical = np.median(np.array(before), axis=0) if before else np.zeros(MOST_LATE)
+        return int(np.argmin(np.append(typical >= VISIBLE, False)))
+
+    def state_factor(self, event_ids: Sequence[str]) -> tuple[float | None, int]:
+        """Of the baseline: median over pairs of the peak probe loss over its level before, and of the steps above 1.1."""
+        peaks, lengths = [], []
+        for pair in self.pairs(event_ids):
+            if pair.redraw is not None:
+                continue
+            made = self.replay(pair, BASELINE)
+            onset, before = _onset(made), _state_reference(made)
+            after = np.asarray(made.state[onset:])
+            peaks.append(float(np.max(after) / before) if before > 0 else np.nan)
+            lengths.append(int(np.sum(after >= VISIBLE * before)))
+        if not peaks or not np.isfinite(np.median(peaks)):
+            return None, 0
+        return float(np.median(peaks)), int(np.median(lengths))
+
+    def measure_of(self, cause: Cause, event_ids: Sequence[str]) -> Measure:
+        """What the cause is judged by: its own measure, else the network where it moved, else the plotted number."""
+        if cause.measure is not None:
+            return cause.measure
+        factor, length = self.state_factor(event_ids)
+        return "state" if factor is not None and factor >= VISIBLE and length >= 1 else "reported"
+
+    # ------------------------------------------------------------------ trials of a cause
+
+    def trials(self, cause: Cause, suspicion: Suspicion, progress: Progress | None = None) -> tuple[Trial, ...]:
+        """All trials that the cause asks for. Call it inside `subject.kept()`."""
+        pairs = self.pairs(suspicion.events)
+        if not pairs:
+            return ()
+        measure = self.measure_of(cause, suspicion.events)
+        draw = self.subject.draw
+        placebo = cause.placebo(self.seen, draw)
+        arms: list[tuple[ArmName, Intervention]] = [("baseline", BASELINE)]
+        arms += [("intervention", i) for i in cause.interventions(self.seen, draw)]
+        arms += [("placebo", placebo)] if placebo is not None else []
+        made: list[Trial] = []
+        for done, (arm, intervention) in enumerate(arms):
+            if progress:
+                progress(f"replaying {cause.id}: {intervention.words}", done / len(arms))
+            for pair in pairs[:: -(-len(pairs) // PROFILE_PAIRS)] if arm == "intervention" and done > 1 else pairs:
+                made.append(self._trial(cause, arm, intervention, pair, measure))
+        if len(pairs) == 1 and placebo is not None:
+            first = pairs[0]
+            for k in range(PLACEBO_DRAWS):
+                if progress and k % 10 == 0:
+                    progress(f"replaying {cause.id}: placebo draw {k + 1} of {PLACEBO_DRAWS}", k / PLACEBO_DRAWS)
+                drawn = replace(first, number=first.number + 1 + k, redraw=k)
+                made.append(self._trial(cause, "placebo", placebo, drawn, measure))
+        return tuple(made)
+
+    def _trial(self, cause: Cause, arm: ArmName, intervention: Intervention, pair: Pair, measure: Measure) -> Trial:
+        made = self.replay(pair, intervention)
+        onset = _onset(made)
+        reported_reference = _reported_reference(self.seen, made.event_step)
+        state_reference = _state_reference(made)
+        recorded = arm == "baseline" and pair.redraw is None
+        return Trial(
+            cause=cause.id,
+            arm=arm,
+            words=intervention.words,
+            event=pair.event.id,
+            pair=pair.number,
+            backend="snapshot",
+            first_step=made.first_step,
+            event_step=made.event_step,
+            reported=made.reported,
+            state=made.state,
+            reported_reference=reported_reference,
+            state_reference=state_reference,
+            excess=excess(
+                measure,
+                reported=made.reported,
+                state=made.state,
+                onset=onset,
+                length=1 if pair.event.period else pair.event.last_step - pair.event.step + 1,
+                reported_reference=reported_reference,
+                state_reference=state_reference,
+            ),
+            reproduced=made.reproduced if recorded else None,
+            noise=made.noise if recorded else None,
+        )
+
+
+def _moved(event: Event, late: int, factor: float) -> Event:
+    """The event with its height in the network, so many steps earlier."""
+    last = event.last_step - late if event.kind == "periodic" else event.last_step
+    return replace(event, state=factor, step=max(0, event.step - late), last_step=last)
+
+
+def _onset(made: Replayed) -> int:
+    return made.event_step - made.first_step
+
+
+def _state_reference(made: Replayed) -> float:
+    """Probe loss before the event: the median of the window's steps before it, and of the capsule's own state."""
+    return float(np.median([made.state_before, *made.state[: _onset(made)]]))
+
+
+def _reported_reference(seen: Observation, step: int) -> float:
+    """Median of the finite logged losses of full-size batches in the 64 steps before."""
+    run = seen.run
+    rows = (run.step >= step - 64) & (run.step < step) & np.isfinite(run.loss)
+    if run.n_samples is not None and run.batch_size is not None:
+        full = rows & (run.n_samples == run.batch_size)
+        rows = full if full.any() else rows
+    return float(np.median(run.loss[rows])) if rows.any() else float("nan")

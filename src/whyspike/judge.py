@@ -1,0 +1,155 @@
+"""From trials to a verdict: the error rates and effect sizes of the project, in one place.
+
+A cause is confirmed when the baseline reproduces at least 80 % of the recorded excess, the deciding intervention
+removes at least 80 % of it, the placebo changes it by at most 20 %, and the permutation p of intervention against
+placebo, after Holm over all causes tried, is at most .01 (the contract, idea 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from whyspike.stats import paired_permutation_p, rank_p, ratio_interval, share_removed
+from whyspike.types import Arm, Evidence, Outcome, Trial
+
+REPRODUCED = 0.8
+REMOVED = 0.8
+PLACEBO_CHANGE = 0.2
+ALPHA = 0.01
+REFUTED = 0.5  # an intervention that leaves more than half of the excess did not hit the cause
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """What the trials of one cause say before the correction for several causes."""
+
+    arms: tuple[Arm, ...]
+    reproduced: float  # share of baseline replays that are bitwise the record; nan without any
+    noise: float  # largest relative difference of a baseline to the record
+    removed: float
+    placebo_change: float
+    p_value: float
+
+
+def _table(trials: Sequence[Trial], arm: str, words: str) -> dict[int, Trial]:
+    return {t.pair: t for t in trials if t.arm == arm and t.words == words}
+
+
+def judge(trials: Sequence[Trial]) -> Judged | None:
+    """Compare the arms of one cause. The first intervention decides. None without a baseline or an intervention."""
+    base = {t.pair: t for t in trials if t.arm == "baseline"}
+    named: dict[tuple[str, str], None] = dict.fromkeys((t.arm, t.words) for t in trials if t.arm != "baseline")
+    if not base or not any(arm == "intervention" for arm, _ in named):
+        return None
+    base_excess = np.array([t.excess for t in base.values()])
+    arms = [Arm(arm="baseline", words="as it was", n=len(base), excess=tuple(map(float, base_excess)))]
+    removed = change = float("nan")
+    decided: dict[int, Trial] | None = None
+    placebo: dict[int, Trial] = {}
+    for arm, words in named:
+        table = _table(trials, arm, words)
+        shared = [k for k in base if k in table]
+        a = np.array([base[k].excess for k in shared])
+        b = np.array([table[k].excess for k in shared])
+        comparable = len(shared) > 0 and bool(np.isfinite(a).all() and np.isfinite(b).all()) and a.mean() > 0
+        share = share_removed(a, b) if comparable else float("nan")
+        interval = ratio_interval(a, b) if comparable and len(shared) >= 2 else None
+        arms.append(
+            Arm(
+                arm="intervention" if arm == "intervention" else "placebo",
+                words=words,
+                n=len(table),
+                excess=tuple(float(t.excess) for t in table.values()),
+                share_removed=float(share) if np.isfinite(share) else None,
+                interval=interval,
+            )
+        )
+        if arm == "intervention" and decided is None:
+            decided, removed = table, float(share)
+        elif arm == "placebo":
+            placebo, change = table, abs(float(share))
+    assert decided is not None
+    checked = [t for t in base.values() if t.reproduced is not None]
+    return Judged(
+        arms=tuple(arms),
+        reproduced=float(np.mean([bool(t.reproduced) for t in checked])) if checked else float("nan"),
+        noise=max((t.noise or 0.0 for t in checked), default=float("nan")),
+        removed=removed,
+        placebo_change=change,
+        p_value=_p_value(base, decided, placebo),
+    )
+
+
+def _p_value(base: dict[int, Trial], decided: dict[int, Trial], placebo: dict[int, Trial]) -> float:
+    """One-sided: the intervention leaves less excess than the placebo (than the baseline, without a placebo)."""
+    rival = placebo or base
+    shared = [k for k in decided if k in rival]
+    if len(base) == 1:
+        drawn = np.array([t.excess for k, t in placebo.items() if k not in base])
+        if not len(drawn):
+            return 1.0
+        # rank_p counts draws at least as large; "at most as large" is the same on negated values
+        return float(rank_p(-next(iter(decided.values())).excess, -drawn))
+    if len(shared) < 2:
+        return 1.0
+    clusters = [base[k].event_step for k in shared]
+    a = np.array([rival[k].excess for k in shared])
+    b = np.array([decided[k].excess for k in shared])
+    return float(paired_permutation_p(a, b, clusters=clusters))
+
+
+def outcome(judged: Judged, corrected_p: float) -> tuple[Outcome, str | None]:
+    """The word for what was found, and for anything but "confirmed" the reason."""
+    if judged.reproduced == judged.reproduced and judged.reproduced < REPRODUCED and judged.noise > 1e-6:
+        return "inconclusive", (
+            f"the unchanged replay reproduced {judged.reproduced:.0%} of the pairs bitwise and differed by up to "
+            f"{judged.noise:.2g}; without a baseline nothing can be proven"
+        )
+    base = np.array(judged.arms[0].excess)
+    if not np.isfinite(base).all() or base.mean() <= 0:
+        return "inconclusive", "the unchanged replay shows no excess to remove"
+    if judged.removed < REFUTED:
+        return "refuted", f"the intervention removed {judged.removed:.0%} of the excess; at least {REMOVED:.0%} is needed"
+    if judged.removed < REMOVED:
+        return "inconclusive", f"the intervention removed {judged.removed:.0%} of the excess; at least {REMOVED:.0%} is needed"
+    if judged.placebo_change > PLACEBO_CHANGE:
+        return "inconclusive", (
+            f"a placebo changed the excess by {judged.placebo_change:.0%}; it may change it by {PLACEBO_CHANGE:.0%} at most"
+        )
+    if corrected_p > ALPHA:
+        return "inconclusive", f"p = {corrected_p:.2g} after Holm; at most {ALPHA} is needed (more events would help)"
+    return "confirmed", None
+
+
+def evidence(judged: Judged, corrected_p: float) -> tuple[Evidence, ...]:
+    """The trials in words, observed beside expected."""
+    n = judged.arms[0].n
+    rows = [
+        Evidence(
+            statement="unchanged replays that are bitwise the record",
+            observed="none could be compared" if judged.reproduced != judged.reproduced else f"{judged.reproduced:.0%}",
+            expected="100 %",
+        )
+    ]
+    decided = next(a for a in judged.arms if a.arm == "intervention")
+    rows.append(
+        Evidence(
+            statement=f"share of the excess removed by: {decided.words} ({n} pairs)",
+            observed=f"{judged.removed:.0%}",
+            expected=f"0 % if this is not the cause, at least {REMOVED:.0%} if it is",
+            p_value=corrected_p,
+        )
+    )
+    for arm in judged.arms:
+        if arm.arm == "placebo" and arm.share_removed is not None:
+            rows.append(
+                Evidence(
+                    statement=f"share removed by the placebo: {arm.words}",
+                    observed=f"{arm.share_removed:.0%}",
+                    expected=f"within {PLACEBO_CHANGE:.0%} of 0",
+                )
+            )
+    return tuple(rows)

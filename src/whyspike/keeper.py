@@ -1,0 +1,294 @@
+"""Keeps snapshots with the batches that follow them: a ring in memory, and on disk those that are pinned."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from torch import nn
+from torch.optim import Optimizer
+
+from whyspike import batches, capsule
+from whyspike.capsule_file import StepRecord
+from whyspike.errors import NotReplayable
+from whyspike.pins import Pins
+from whyspike.recordwriter import BATCHES, CLIP, EPOCH, HYPER, IDS, INDEX, LOSS, N_SAMPLES, RNG, STEP
+from whyspike.ring import Ring, Slot, main_memory
+from whyspike.runfolder import RunFolder
+from whyspike.strides import Stride
+
+FOLLOW = 28  # steps after an event, or after the last batch of an epoch, that a capsule holds
+HORIZON = 20  # of them a replay needs at least so many (replay.HORIZON)
+LEAD = 4  # a snapshot is taken so many steps before the last one of an epoch: an experiment wants ordinary steps, too
+APART = 8  # steps between two snapshots at least
+HELD_STEPS = 128  # steps whose batches are kept in memory: a snapshot every 64, the detector's delay, and FOLLOW
+HELD_BYTES = 1 << 30  # and no more than this of them, nor than a sixteenth of the machine's memory
+DELAY = 34  # steps until a row is read at the latest
+TRUST_AFTER = 16  # batches whose version counters were all the same
+BUDGET = 0.005  # share of the training's time for snapshots
+FRAME_SHARE = 0.1  # of max_bytes is left to the record itself
+
+Mark = Callable[[int, str, dict[str, object]], None]
+
+
+class Keeper:
+    """Takes snapshots, holds the steps that follow, and writes capsules.
+
+    Args:
+        mark: notes something in the record.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        scheduler: Any,
+        scaler: Any,
+        *,
+        max_bytes: int,
+        store_batches: bool,
+        mark: Mark,
+    ) -> None:
+        self.stride = Stride("snapshot", 16, BUDGET)
+        self.held: deque[list[Any]] = deque(maxlen=HELD_STEPS)  # rows of RecordWriter
+        self.batch_size: int | None = None
+        self.waiting = False  # whether a pinned snapshot waits for the steps that follow it
+        self._ring = Ring(model, optimizer, scheduler, scaler, max_bytes)
+        self._pins = Pins()
+        self._max_bytes, self._mark = max_bytes, mark
+        self._store = store_batches
+        self._copy: bool | None = None  # keep copies of the batches; decided at the first one
+        self._drawn = 0
+        self._usual: Any = None
+        # Version counters that every batch has when it is drawn, once that is known: they need not be read each time,
+        # and a batch that has others when it is written was modified.
+        self.fresh: Any = None
+        self.next_step = 0  # before this one no snapshot is due
+        self._last = self._last_boundary = -(1 << 30)
+        self._until: dict[int, int] = {}  # last step that the capsule written for a snapshot holds
+        self._said: set[str] = set()
+
+    # ------------------------------------------------------------------ batches
+
+    def hold(self, batch: Any) -> tuple[Any, Any]:
+        """What is kept of a batch, with the version counters of its tensors when it is not a copy."""
+        if not self._store:
+            return None, None
+        if self._copy is None:
+            self._first(batch)
+            return self.hold(batch)
+        if self._copy:
+            return batches.clone(batch), None
+        versions = _versions(batch)
+        self._drawn += 1
+        if self._drawn == 1:
+            self._usual = versions
+        elif versions != self._usual:
+            self._usual = None
+        elif self._drawn == TRUST_AFTER:
+            self.fresh = versions
+        return batch, versions
+
+    def _first(self, batch: Any) -> None:
+        self._copy = _must_copy(batch)
+        try:
+            batches.flatten(batch)
+        except NotReplayable as error:
+            self._store = False
+            self._say("batches-off", 0, {"reason": str(error)})
+            return
+        room = min(HELD_BYTES, main_memory() // 16) // max(1, batches.n_bytes(batch))
+        if room < HELD_STEPS:
+            self.held = deque(self.held, maxlen=max(1, room))
+
+    def check(self, rows: list[list[Any]]) -> None:
+        """Notice batches that the training has modified in place: they are not what was drawn."""
+        if self._copy or not self._store:
+            return
+        for row in rows:
+            for batch, versions in row[BATCHES]:
+                if versions is not None and versions != _versions(batch):
+                    self._copy, self.fresh = True, None  # from here on
+                    self._say("batches-modified", row[STEP], {})
+
+    # ------------------------------------------------------------------ snapshots
+
+    def epoch_begins(self, step: int, last: int | None) -> None:
+        """An epoch begins; `last` is the index of its last step, None when it cannot be foreseen."""
+        self.next_step = self._next(step, 0, last)
+
+    def _next(self, step: int, index: int, last: int | None) -> int:
+        """The first step from `step` on at which a snapshot may be due."""
+        found = max(-(-step // self.stride.every) * self.stride.every, self._last + APART)
+        if last is not None and index >= 0:
+            boundary = step - index + last - lead(last)
+            if boundary >= step:
+                return min(found, boundary)
+        return found
+
+    def due(self, step: int, index: int, last: int | None) -> bool:
+        """Whether a snapshot is taken before this step. To be asked when `next_step` is reached.
+
+        Args:
+            index: of the step in its epoch; -1 when not known.
+            last: index of the epoch's last step; None when it cannot be foreseen.
+        """
+        if self._before_last(index, last) and step - self._last_boundary >= max(self.stride.every, APART):
+            due = step > self._last
+        elif step - self._last < APART or not self.stride.due(step):
+            due = False
+        else:  # not right before the one of the epoch's end
+            due = last is None or index < 0 or not 0 <= last - lead(last) - index < APART
+        if not due:
+            self.next_step = self._next(step + 1, index + 1 if index >= 0 else -1, last)
+        return due
+
+    def _before_last(self, index: int, last: int | None) -> bool:
+        return last is not None and index >= 0 and index == last - lead(last)
+
+    def take(self, step: int, index: int, last: int | None, elapsed_s: float) -> None:
+        """Take a snapshot before this step."""
+        kind = "start" if step == 0 else "epoch-end" if self._before_last(index, last) else "steady"
+        self._last = step
+        self.next_step = self._next(step + 1, index + 1 if index >= 0 else -1, last)
+        start = perf_counter()
+        slot = self._ring.take(step)
+        self.stride.spent(perf_counter() - start)
+        if slot is None:
+            if self._ring.refused:
+                self._say("snapshots-off", step, {"reason": self._ring.refused})
+            return
+        ahead = 0
+        if kind == "epoch-end":
+            self._last_boundary = step
+            ahead = lead(last or 0)
+        if self._may_pin(slot):
+            reasons = self._pins.for_routine(kind, elapsed_s)
+            if reasons:
+                self._pin(slot, reasons, step + ahead + FOLLOW)
+
+    def event(self, step: int, height: float, *, at_epoch_end: bool, fresh: bool, elapsed_s: float) -> None:
+        """The detector has seen an event (or, not fresh, a new peak of the last one)."""
+        slot = self._ring.covering(step)
+        if slot is None or not self.held or self.held[0][STEP] > slot.step:
+            return
+        reasons = self._pins.for_event(height, at_epoch_end=at_epoch_end, fresh=fresh, elapsed_s=elapsed_s)
+        if not reasons:
+            return
+        if self._until.get(slot.step, -1) >= step + HORIZON and slot.pinned_until is None:
+            self._delete(self._pins.written(slot.step, None, reasons, 0.0))
+        elif slot.pinned_until is not None or self._may_pin(slot):
+            self._pin(slot, reasons, max(step + FOLLOW, slot.pinned_until or 0))
+
+    def _may_pin(self, slot: Slot) -> bool:
+        others = [s for s in self._ring.pinned() if s is not slot]
+        return len(others) < max(1, self._ring.n_slots - 1)
+
+    def _pin(self, slot: Slot, reasons: list[str], until: int) -> None:
+        assert self.held.maxlen is not None
+        slot.pinned_until = max(slot.step, min(until, slot.step + self.held.maxlen - DELAY))
+        slot.reasons += [r for r in reasons if r not in slot.reasons]
+        self.waiting = True
+
+    # ------------------------------------------------------------------ writing
+
+    def write_ready(self, folder: RunFolder, last_step: int) -> None:
+        """Write the pinned snapshots whose steps have all been recorded."""
+        for slot in self._ring.pinned():
+            assert slot.pinned_until is not None
+            if last_step >= slot.pinned_until:
+                self._write(slot, folder)
+        self.waiting = bool(self._ring.pinned())
+
+    def finish(self, folder: RunFolder) -> None:
+        """The run ends: write what waits, and the latest snapshot."""
+        newest = max(self._ring.slots, key=lambda s: s.step, default=None)
+        if newest is not None and newest.step not in self._until:
+            self._pin(newest, ["end"], newest.step + FOLLOW)
+        for slot in self._ring.pinned():
+            self._write(slot, folder)
+        self.waiting = False
+
+    def _write(self, slot: Slot, folder: RunFolder) -> None:
+        until, reasons = slot.pinned_until, slot.reasons
+        slot.pinned_until, slot.reasons = None, []
+        rows = [r for r in self.held if until is not None and slot.step <= r[STEP] <= until]
+        if not rows or rows[0][STEP] != slot.step:
+            return
+        start = perf_counter()
+        steps = tuple(_step_record(row) for row in rows)
+        size = sum(t.numel() * t.element_size() for t in slot.state.tensors.values())
+        size += sum(batches.n_bytes(s.batches) for s in steps)
+        while folder.room() - FRAME_SHARE * self._max_bytes < size:
+            given_up = self._pins.make_room()
+            if not given_up:
+                self._say("capsules-full", slot.step, {"bytes": size, "max_bytes": self._max_bytes})
+                return
+            self._delete(given_up)
+        path = folder.capsule_path(slot.step)
+        whole = replace(slot.state, batch_size=self.batch_size, reasons=tuple(reasons), steps=steps)
+        capsule.save(whole, path)
+        self._until[slot.step] = rows[-1][STEP]
+        self._delete(self._pins.written(slot.step, path, reasons, perf_counter() - start))
+        if len(self._until) > 256:
+            self._until.pop(next(iter(self._until)))
+
+    def _delete(self, paths: list[Any]) -> None:
+        for path in paths:
+            path.unlink(missing_ok=True)
+
+    def _say(self, name: str, step: int, data: dict[str, object]) -> None:
+        if name not in self._said:
+            self._said.add(name)
+            self._mark(step, name, data)
+
+
+def lead(last: int) -> int:
+    """Steps between the snapshot of an epoch's end and the epoch's last step."""
+    return LEAD if last >= 3 * LEAD else last // 3
+
+
+def _step_record(row: list[Any]) -> StepRecord:
+    kept = row[BATCHES]
+    whole = bool(kept) and all(b is not None and (v is None or v == _versions(b)) for b, v in kept)
+    return StepRecord(
+        step=row[STEP],
+        epoch=row[EPOCH],
+        index=row[INDEX],
+        n_samples=max(0, row[N_SAMPLES]),
+        ids=_ids(row[IDS]),
+        hyper=row[HYPER],
+        clip=None if row[CLIP] != row[CLIP] else row[CLIP],
+        loss=row[LOSS],
+        rng=row[RNG],
+        batches=tuple(b for b, _ in kept) if whole else None,
+    )
+
+
+def _ids(ids: Any) -> np.ndarray | None:
+    try:
+        return None if ids is None else np.asarray(ids, dtype=np.int64)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _versions(batch: Any) -> Any:
+    if type(batch) is list or type(batch) is tuple:
+        try:
+            return [t._version for t in batch]
+        except AttributeError:
+            pass
+    return batches.versions(batch)
+
+
+def _must_copy(batch: Any) -> bool:
+    """Whether a batch holds arrays (no version counter) or memory shared with workers (a file handle per tensor)."""
+    found: list[bool] = []
+    batches.walk(
+        batch, lambda t: found.append(t.device.type == "cpu" and t.is_shared()), lambda a: found.append(True)
+    )
+    return any(found)

@@ -1,0 +1,108 @@
+"""Which samples of the dataset a batch holds: the index lists that a DataLoader's sampler hands out, noted on their way.
+
+The sampler is wrapped only while the loader makes its iterator, so the loader is the user's own again before the
+second batch. Nothing is drawn, nothing is reordered, no random number is used.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch.utils.data import DataLoader, IterableDataset
+
+
+class _Noting:
+    """A sampler that appends what it hands out to a queue, and is otherwise the one it wraps."""
+
+    def __init__(self, inner: Any, seen: deque[Any]) -> None:
+        self._inner, self._seen = inner, seen
+
+    def __iter__(self) -> Iterator[Any]:
+        note = self._seen.append
+        for indices in self._inner:
+            note(list(indices) if isinstance(indices, list | tuple) else indices)  # a sampler may reuse its list
+            yield indices
+
+    def __len__(self) -> int:
+        return len(self._inner)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+class LoaderIds:
+    """The sample ids of one pass over a loader, in the order of its batches.
+
+    Usage: `ids = LoaderIds(loader)`; make the iterator and draw the first batch; `ids.release()`; then `ids.pop()`
+    once for every batch. `pop` gives None where the ids cannot be known: no torch DataLoader, an IterableDataset, or
+    workers that may answer out of order.
+    """
+
+    def __init__(self, loader: Any) -> None:
+        self._seen: deque[Any] = deque()
+        self._loader: Any = None
+        self._name = ""
+        inner = data_loader(loader)
+        if inner is None or isinstance(inner.dataset, IterableDataset) or not getattr(inner, "in_order", True):
+            return
+        self._name = "batch_sampler" if inner.batch_sampler is not None else "sampler"
+        self._original = getattr(inner, self._name)
+        if self._original is None:
+            return
+        self._loader = inner
+        # DataLoader.__setattr__ forbids this after __init__
+        object.__setattr__(inner, self._name, _Noting(self._original, self._seen))
+
+    def release(self) -> None:
+        """Give the loader its own sampler back. May be called more than once."""
+        if self._loader is not None:
+            object.__setattr__(self._loader, self._name, self._original)
+            self._loader = None
+
+    def pop(self) -> Any:
+        """The indices of the next batch: a list, a single index, or None."""
+        return self._seen.popleft() if self._seen else None
+
+
+def data_loader(loader: Any) -> DataLoader[Any] | None:
+    """The torch DataLoader behind what the user iterates over (it may be wrapped in tqdm), or None."""
+    for _ in range(3):
+        if isinstance(loader, DataLoader):
+            return loader
+        loader = getattr(loader, "iterable", None)  # tqdm
+    return None
+
+
+def loader_facts(loader: Any) -> dict[str, object]:
+    """What a loader says about itself, for the header of a record."""
+    inner = data_loader(loader)
+    facts: dict[str, object] = {"loader": type(inner if inner is not None else loader).__name__}
+    if inner is not None:
+        sampler = getattr(inner, "sampler", None)
+        batch_sampler = getattr(inner, "batch_sampler", None)
+        batch_size = inner.batch_size if inner.batch_size is not None else getattr(batch_sampler, "batch_size", None)
+        facts |= {
+            "dataset": type(inner.dataset).__name__,
+            "dataset_size": length(inner.dataset),
+            "batch_size": batch_size if isinstance(batch_size, int) else None,
+            "drop_last": bool(getattr(batch_sampler, "drop_last", inner.drop_last)),
+            "shuffle": _shuffles(sampler, batch_sampler),
+            "num_workers": inner.num_workers,
+        }
+    facts["batches_per_epoch"] = length(loader)
+    return facts
+
+
+def _shuffles(sampler: Any, batch_sampler: Any) -> bool | None:
+    inner = getattr(batch_sampler, "sampler", sampler)
+    return {"RandomSampler": True, "SequentialSampler": False}.get(type(inner).__name__)
+
+
+def length(sized: Iterable[Any] | Any) -> int | None:
+    """len(), or None for what has no length."""
+    try:
+        return len(sized)
+    except Exception:  # DataLoader over an IterableDataset: TypeError; a user's __len__ may raise anything
+        return None

@@ -1,0 +1,180 @@
+"""Gather what can be observed about a run: from the record alone, and, where it is at hand, on the frozen network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from whyspike.cause import Observation, Units
+from whyspike.detect import detect
+from whyspike.errors import WhySpikeError
+from whyspike.periods import occurrences, periodic_events
+from whyspike.stats import batch_mean_null
+from whyspike.types import Attribution, Event, Exponent, Run
+
+if TYPE_CHECKING:
+    from whyspike.replay import Subject
+
+ATTRIBUTED = 3  # events whose factors are measured: about 660 forward passes each
+NULLS = 8  # events that are held against the batch-mean null
+POOL = 512  # training samples behind that null
+
+Progress = Callable[[str, float], None]
+
+
+def events_of(run: Run) -> tuple[Event, ...]:
+    """The events of a run, those at one place of the epoch merged into one periodic event."""
+    return periodic_events(run, detect(run))
+
+
+def observe(run: Run, subject: Subject | None = None, progress: Progress | None = None) -> Observation:
+    """All that can be observed. Nothing of the user's training changes."""
+    say = progress or (lambda words, done: None)
+    say("looking for events", 0.0)
+    events = events_of(run)
+    missing = list(_missing(run))
+    if subject is None:
+        return Observation(run=run, events=_named(run, events), missing=tuple(missing))
+    exponent: Exponent | None = None
+    attributions: dict[str, Attribution] = {}
+    null: dict[str, float] = {}
+    units: Units | None = None
+    replayable = bool(run.capsules)
+    with subject.kept():
+        say("measuring the exponent of the loss in the batch size", 0.1)
+        try:
+            exponent = _exponent(subject)
+        except WhySpikeError as error:
+            missing.append(f"the batch-size exponent: {error}")
+        if replayable and events:
+            try:
+                units = _units(subject)
+            except WhySpikeError as error:
+                missing.append(f"the counts that the loss is divided by: {error}")
+            attributions, null = _on_the_network(subject, run, events, missing, say)
+    events = tuple(replace(e, attribution=attributions.get(e.id)) for e in events)
+    return Observation(
+        run=run,
+        events=_named(run, events),
+        attributions=attributions,
+        exponent=exponent,
+        units=units,
+        batch_null=null,
+        replayable=replayable,
+        missing=tuple(missing),
+    )
+
+
+def _missing(run: Run) -> Sequence[str]:
+    missing = []
+    if run.reader == "runfolder" and not run.facts.get("loss_fn"):
+        missing.append(
+            "replays and the exponent of the loss: the record has no loss_fn; write watch(model, optimizer, loss_fn=loss_fn)"
+        )
+    if run.index is None:
+        missing.append("the place of a step in its epoch: iterate over rec.batches(loader)")
+    elif run.sample_ids is None:
+        missing.append("sample ids: they need a map-style DataLoader inside rec.batches(loader)")
+    return missing
+
+
+def _named(run: Run, events: Sequence[Event]) -> tuple[Event, ...]:
+    """The events with the ids of the samples in their first step's batch, where these are few enough to read."""
+    if run.sample_ids is None:
+        return tuple(events)
+    named = []
+    for event in events:
+        row = int(np.searchsorted(run.step, event.step))
+        ids = run.sample_ids[row] if row < len(run.sample_ids) else ()
+        named.append(replace(event, sample_ids=tuple(str(i) for i in ids[:64])))
+    return tuple(named)
+
+
+def _exponent(subject: Subject) -> Exponent:
+    """On samples of the training set, at the weights the model has now."""
+    from whyspike import exponent
+
+    if subject.dataset is not None and subject.collate is not None:
+        rows = np.random.default_rng(0).choice(len(subject.dataset), min(subject.batch_size, len(subject.dataset)), replace=False)
+        return exponent.measure_from_dataset(
+            subject.model, subject.loss_fn, subject.dataset, subject.collate, [int(i) for i in rows]
+        )
+    return exponent.measure(subject.model, subject.loss_fn, subject.draw(subject.batch_size))
+
+
+def _units(subject: Subject) -> Units | None:
+    """Which count in the batches the loss of full-size steps follows."""
+    from whyspike import units
+
+    rows: list[tuple[float, Mapping[str, float], int, int]] = []
+    seen: set[int] = set()
+    for path in subject.run.capsules:
+        for step in subject.capsule(path).steps:
+            if step.step in seen or not step.batches or len(step.batches) > 1:
+                continue
+            seen.add(step.step)
+            rows.append((step.loss, units.candidates(step.batches[0], step.n_samples), step.n_samples, step.step))
+    logged = {
+        name: dict(zip(series.step.tolist(), series.value.tolist(), strict=True))
+        for name, series in subject.run.signals.items()
+        if len(series.value) and bool(np.all(np.mod(series.value, 1) == 0))
+    }
+    return units.fit(rows, logged, subject.batch_size)
+
+
+def _on_the_network(
+    subject: Subject, run: Run, events: Sequence[Event], missing: list[str], say: Progress
+) -> tuple[dict[str, Attribution], dict[str, float]]:
+    """The factors of the highest events, and the p of the batch-mean null of more of them."""
+    from whyspike import batches
+    from whyspike.attribute import attribute, per_sample
+
+    attributions: dict[str, Attribution] = {}
+    null: dict[str, float] = {}
+    height: Callable[[Event], float] = lambda e: abs(np.log(e.reported)) if e.reported else 0.0  # noqa: E731
+    for rank, event in enumerate(sorted(events, key=height, reverse=True)[:NULLS]):
+        found = _window(subject, run, event)
+        if found is None:
+            missing.append(f"the factors of event {event.id}: no capsule covers step {event.step}")
+            continue
+        window, batch, loss = found
+        say(f"splitting event {event.id} into scale, weights and data", 0.3 + 0.6 * rank / NULLS)
+        try:
+            subject.at(window, window.event_step)
+            pool = subject.draw(POOL)
+            losses = per_sample(subject.model, subject.loss_fn, pool, subject.batch_size)
+            if np.isfinite(losses).all() and np.isfinite(loss):
+                null[event.id] = float(
+                    batch_mean_null(losses, batches.size(batch), loss, n_steps=len(run)).p_value  # type: ignore[union-attr]
+                )
+            if rank < ATTRIBUTED:
+                attributions[event.id] = attribute(
+                    subject.model,
+                    subject.loss_fn,
+                    event_batch=batch,
+                    reported=loss,
+                    reference_batches=lambda rng, n: subject.draw(n, rng),
+                    batch_size=subject.batch_size,
+                    restore_reference=lambda w=window: subject.at(w, subject.capsule(w.path).step),
+                    restore_event=lambda w=window: subject.at(w, w.event_step),
+                )
+        except WhySpikeError as error:
+            missing.append(f"the factors of event {event.id}: {error}")
+    return attributions, null
+
+
+def _window(subject: Subject, run: Run, event: Event) -> tuple[Any, Any, float] | None:
+    """The middle one of the event's occurrences that a capsule covers: its window, its batch, its logged loss."""
+    held = []
+    for step in occurrences(run, event):
+        try:
+            window = subject.window(int(step))
+        except WhySpikeError:
+            continue
+        record = next(s for s in subject.capsule(window.path).steps if s.step == int(step))
+        if len(record.batches or ()) == 1:
+            held.append((window, record.batches[0], record.loss))
+    return held[len(held) // 2] if held else None

@@ -1,0 +1,291 @@
+"""The stages composed: from a record, a live recorder or a training to a `Diagnosis`."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from whyspike import answer as answers
+from whyspike.cause import Cause, Observation, ScratchCure, catalogue
+from whyspike.errors import UnreadableRun, WhySpikeError
+from whyspike.observe import observe
+from whyspike.suspect import suspect
+from whyspike.types import Diagnosis, Evidence, Harm, Outcome, RunInfo, Suspicion, Trial, Verdict
+
+if TYPE_CHECKING:
+    from whyspike.case import Case
+    from whyspike.judge import Judged
+    from whyspike.record import Recorder
+    from whyspike.replay import Subject
+    from whyspike.training import Training
+
+Progress = Callable[[str, float], None]
+
+
+def diagnose(path: str | Path, *, progress: Progress | None = None) -> Diagnosis:
+    """Diagnose a recorded run. No code of the training is executed; experiments stored in the run are used.
+
+    Raises:
+        UnreadableRun: the path does not hold a run that can be read.
+    """
+    from whyspike import runfolder
+    from whyspike.readers import read
+
+    run = read(Path(path))
+    stored = runfolder.read_diagnosis(Path(path), steps=len(run))
+    if stored is not None:
+        return replace(stored, record=run, trials=run.trials)
+    seen = observe(run, None, progress)
+    return _conclude(seen, suspect(seen), {})
+
+
+def diagnose_recorder(recorder: Recorder, *, prove: bool = False, progress: Progress | None = None) -> Diagnosis:
+    """Diagnose what a recorder holds, with the model and the data at hand.
+
+    With `prove`, the steps around the events are replayed; the user's model, optimizer and random generators are put
+    back bitwise. The trials are stored in the run folder.
+    """
+    from whyspike import runfolder
+    from whyspike.readers import read
+    from whyspike.replay import Subject
+
+    recorder.flush()
+    if recorder.path is None:
+        raise UnreadableRun(
+            "nothing has been recorded: call rec.step(loss) once per update inside `with whyspike.watch(...) as rec:`, and "
+            "leave WHYSPIKE_DISABLE unset"
+        )
+    run = read(recorder.path)
+    subject = Subject.of(recorder, run)
+    seen = observe(run, subject, progress)
+    trials: dict[str, tuple[Trial, ...]] = {}
+    if prove and subject is not None and seen.replayable and seen.events:
+        seen, suspicions, trials = _experiment(seen, subject, progress)
+        runfolder.append_trials(recorder.path, [t for made in trials.values() for t in made])
+    else:
+        suspicions = suspect(seen)
+    made = _conclude(seen, suspicions, trials)
+    runfolder.write_diagnosis(recorder.path, made)
+    return made
+
+
+def prove(
+    source: Training | Callable[..., Training],
+    *,
+    seed: int = 0,
+    path: str | Path | None = None,
+    budget: float | None = None,
+    verify_cures: bool = True,
+    progress: Progress | None = None,
+) -> Diagnosis:
+    """Train, record, diagnose, prove by replay, and verify the cures from scratch.
+
+    Args:
+        source: a `Training`, or a function that builds one; cures are verified only with a function, because a
+            second training needs a fresh start.
+        budget: minutes; cures that would take longer are not trained and stay unverified.
+
+    Raises:
+        BadTraining: the training cannot be run; the message says why.
+    """
+    import time
+
+    from whyspike import runfolder
+    from whyspike.record import watch
+    from whyspike.rerun import train_recorded
+    from whyspike.training import build
+
+    started = time.monotonic()
+    training = build(source, seed)
+    with tempfile.TemporaryDirectory() if path is None else _here(path) as folder:
+        recorder = watch(
+            training.model,
+            training.optimizer,
+            loss_fn=training.loss_fn,
+            scheduler=training.scheduler,
+            path=Path(folder) / "run" if path is None else Path(folder),
+        )
+        with recorder as rec:
+            train_recorded(training, rec, progress)
+        took = time.monotonic() - started
+        made = diagnose_recorder(recorder, prove=True, progress=progress)
+        left = None if budget is None else budget * 60 - (time.monotonic() - started)
+        if verify_cures and callable(source):
+            made = _verify(made, source, took, left, progress)
+            runfolder.write_diagnosis(recorder.path, made)
+    return made
+
+
+def demo(case: Case, *, healthy: bool = False, seed: int = 0, progress: Progress | None = None) -> Diagnosis:
+    """Train a case, or its healthy twin, on one thread, and take it through all stages."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a bitwise replay, and a demo that does not depend on the machine
+    try:
+        build = case.healthy if healthy else case.sick
+        made = prove(build, seed=seed, progress=progress)
+    finally:
+        torch.set_num_threads(threads)
+    name = f"{case.name}{' (healthy twin)' if healthy else ''}"
+    return replace(made, run=replace(made.run, source=name))
+
+
+class _here:  # noqa: N801 - a context manager that only names a folder
+    def __init__(self, path: str | Path) -> None:
+        self.path = str(path)
+
+    def __enter__(self) -> str:
+        return self.path
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+# --------------------------------------------------------------------------- the stages behind
+
+
+def _experiment(
+    seen: Observation, subject: Subject, progress: Progress | None
+) -> tuple[Observation, tuple[Suspicion, ...], dict[str, tuple[Trial, ...]]]:
+    """Replay the events unchanged to learn their heights in the network, then run the trials of every open suspicion."""
+    from whyspike.experiment import Experiment
+
+    causes = catalogue()
+    trials: dict[str, tuple[Trial, ...]] = {}
+    with subject.kept():
+        experiment = Experiment(subject, seen)
+        seen = experiment.measure_states(progress)
+        suspicions = suspect(seen)
+        for suspicion in suspicions:
+            if suspicion.outcome != "refuted":
+                trials[suspicion.cause] = experiment.trials(causes[suspicion.cause], suspicion, progress)
+    return seen, suspicions, trials
+
+
+def _conclude(
+    seen: Observation,
+    suspicions: Sequence[Suspicion],
+    trials: Mapping[str, Sequence[Trial]],
+) -> Diagnosis:
+    """Judge, sort, and say it."""
+    verdicts = _verdicts(seen, suspicions, trials)
+    run = seen.run
+    return Diagnosis(
+        run=RunInfo(
+            source=run.source,
+            reader=run.reader,
+            steps=len(run),
+            steps_per_epoch=run.steps_per_epoch,
+            signals=("loss", *(k for k in sorted(run.signals) if "/" not in k)),
+            notes=run.notes,
+        ),
+        answer=answers.answer(seen, verdicts),
+        events=seen.events,
+        verdicts=verdicts,
+        record=run,
+        trials=tuple(t for made in trials.values() for t in made),
+        looked=seen.missing,
+    )
+
+
+def _verdicts(
+    seen: Observation, suspicions: Sequence[Suspicion], trials: Mapping[str, Sequence[Trial]]
+) -> tuple[Verdict, ...]:
+    causes = catalogue()
+    judged: dict[str, Judged] = {}
+    corrected: dict[str, float] = {}
+    if trials:
+        from whyspike.judge import judge
+        from whyspike.stats import holm
+
+        judged = {k: j for k, made in trials.items() if (j := judge(made)) is not None}
+        corrected = dict(zip(judged, map(float, holm([j.p_value for j in judged.values()])), strict=True))
+    made = [_verdict(causes[s.cause], s, seen, judged, corrected, trials) for s in suspicions]
+    return tuple(sorted(made, key=lambda v: (answers.ORDER[v.outcome], causes[v.cause].rank)))
+
+
+def _verdict(
+    cause: Cause,
+    suspicion: Suspicion,
+    seen: Observation,
+    judged: Mapping[str, Judged],
+    corrected: Mapping[str, float],
+    trials: Mapping[str, Sequence[Trial]],
+) -> Verdict:
+    outcome: Outcome = suspicion.outcome
+    reason = suspicion.reason
+    evidence: tuple[Evidence, ...] = suspicion.evidence
+    arms = ()
+    result = judged.get(cause.id)
+    if result is not None:
+        from whyspike.judge import REMOVED
+        from whyspike.judge import evidence as trial_evidence
+        from whyspike.judge import outcome as trial_outcome
+
+        outcome, reason = trial_outcome(result, corrected[cause.id])
+        if suspicion.identity and outcome == "inconclusive" and result.removed >= REMOVED:
+            outcome, reason = "confirmed", None  # an identity proves it without a p-value; the replay does not object
+        evidence += trial_evidence(result, corrected[cause.id])
+        evidence += tuple(cause.remarks(seen, trials[cause.id]))
+        arms = result.arms
+    elif suspicion.outcome == "likely" and suspicion.identity:
+        outcome = "confirmed"
+    return Verdict(
+        cause=cause.id,
+        outcome=outcome,
+        harm=_harm(cause, suspicion, seen, trials.get(cause.id, ())),
+        events=suspicion.events,
+        evidence=evidence,
+        arms=arms,
+        cures=tuple(c.cure for c in cause.cures(seen)) if outcome in ("confirmed", "likely") else (),
+        reason=reason,
+    )
+
+
+def _harm(cause: Cause, suspicion: Suspicion, seen: Observation, trials: Sequence[Trial]) -> Harm:
+    """none: expected behaviour; damaging: the network is worse by 10 % for three steps or more; else cosmetic."""
+    if cause.harmless:
+        return "none"
+    base = [t for t in trials if t.arm == "baseline"]
+    if base:
+        lengths = sorted(
+            sum(s >= 1.1 * t.state_reference for s in t.state[t.event_step - t.first_step :]) for t in base
+        )
+        return "damaging" if lengths[len(lengths) // 2] >= 3 else "cosmetic"
+    states = [e.state for e in seen.events if e.id in suspicion.events and e.state is not None]
+    return "damaging" if any(s >= 1.1 for s in states) else "cosmetic"
+
+
+def _verify(
+    made: Diagnosis,
+    source: Callable[..., Training],
+    seconds_per_training: float,
+    seconds_left: float | None,
+    progress: Progress | None,
+) -> Diagnosis:
+    """Verify the cures of the answer from scratch, if there is something to cure and time to do it."""
+    from whyspike.verify import SEEDS, verify
+
+    if not made.verdicts or made.answer.cause is None or made.answer.harm == "none":
+        return made
+    seen = Observation(run=made.record, events=made.events)  # type: ignore[arg-type]
+    cures: Sequence[ScratchCure] = catalogue()[made.answer.cause].cures(seen)
+    trainings = (len({c.make().words for c in cures if c.make}) + 1) * len(SEEDS)
+    if seconds_left is not None and trainings * seconds_per_training > seconds_left:
+        return replace(
+            made,
+            looked=(
+                *made.looked,
+                f"the cures from scratch: {trainings} trainings of {seconds_per_training:.0f} s do not fit the budget",
+            ),
+        )
+    try:
+        verified = verify(source, cures, progress=progress)
+    except WhySpikeError as error:
+        return replace(made, looked=(*made.looked, f"the cures from scratch: {error}"))
+    first, *rest = made.verdicts
+    return replace(made, verdicts=(replace(first, cures=verified), *rest))

@@ -1,0 +1,261 @@
+"""Replay the steps around an event from a capsule, with every seam open to an intervention.
+
+The first backend of the experiment. A replay restores the complete state (weights, buffers, optimizer, scaler, every
+random generator, thread count, modes), runs the recorded batches again and measures, after every step, the loss on a
+probe set of training samples. What the user's training was before the experiment is put back bitwise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from whyspike import batches, capsule
+from whyspike.errors import NotReplayable
+from whyspike.frozen import frozen
+from whyspike.seams import BASELINE, Intervention, LossFn, StepContext, StepRule, training_step
+from whyspike.types import Run
+
+if TYPE_CHECKING:
+    from whyspike.record import Recorder
+
+PROBE_SAMPLES = 256  # as the probe of experiment X5; its noise is common to all arms
+HORIZON = 20  # steps after the event; 90 % of a momentum of .9 is spent after 21 (causes.md C6: ln .1 / ln .9)
+
+
+@dataclass(frozen=True)
+class Window:
+    """The steps that one replay runs: from a capsule to some steps after the event."""
+
+    path: Path
+    event_step: int
+    control_step: int | None  # an ordinary full-size step shortly before the event, for placebos
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What one replay gave: `reported[k]` and `state[k]` belong to step `first_step + k`."""
+
+    first_step: int
+    event_step: int
+    reported: tuple[float, ...]  # loss as logged, nan where the step was skipped
+    state: tuple[float, ...]  # probe loss right after the step
+    state_before: float  # probe loss at the capsule
+    recorded: tuple[float, ...]  # what the record says for the same steps
+
+    @property
+    def reproduced(self) -> bool:
+        """Whether every loss up to the horizon is bitwise that of the record (nan equals nan)."""
+        return self.noise == 0.0
+
+    @property
+    def noise(self) -> float:
+        """Largest relative difference of a replayed loss to the recorded one."""
+        worst = 0.0
+        for ours, theirs in zip(self.reported, self.recorded, strict=True):
+            if ours == theirs or (math.isnan(ours) and math.isnan(theirs)):
+                continue
+            worst = max(worst, abs(ours - theirs) / max(abs(theirs), 1e-300)) if math.isfinite(ours - theirs) else math.inf
+        return worst
+
+
+class Subject:
+    """A training that can be replayed in this process: the live model and optimizer, and what was recorded of them.
+
+    Args:
+        dataset, collate: of the user's DataLoader, for drawing other training samples. Without them samples are
+            drawn from the recorded batches.
+    """
+
+    def __init__(
+        self,
+        *,
+        run: Run,
+        model: nn.Module,
+        optimizer: Optimizer,
+        loss_fn: LossFn,
+        rule: StepRule | None = None,
+        dataset: Any = None,
+        collate: Callable[[list[Any]], Any] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.run, self.model, self.optimizer, self.loss_fn = run, model, optimizer, loss_fn
+        self.rule = rule or StepRule()
+        self.dataset, self.collate = dataset, collate
+        self.rng = np.random.default_rng(seed)
+        self._loaded: dict[Path, capsule.Capsule] = {}
+
+    @classmethod
+    def of(cls, recorder: Recorder, run: Run) -> Subject | None:
+        """What a recorder can replay; None when it has no `loss_fn`, no model or no optimizer."""
+        if recorder.loss_fn is None or not isinstance(recorder.model, nn.Module):
+            return None
+        if not isinstance(recorder.optimizer, Optimizer) or run.batch_size is None:
+            return None
+        loader = recorder.loader
+        indexable = hasattr(loader, "collate_fn") and hasattr(getattr(loader, "dataset", None), "__getitem__")
+        sized = indexable and hasattr(loader.dataset, "__len__") and len(loader.dataset) > 0
+        return cls(
+            run=run,
+            model=recorder.model,
+            optimizer=recorder.optimizer,
+            loss_fn=recorder.loss_fn,
+            rule=StepRule(scaler=recorder.scaler),
+            dataset=loader.dataset if sized else None,
+            collate=loader.collate_fn if sized else None,
+        )
+
+    def capsule(self, path: Path) -> capsule.Capsule:
+        if path not in self._loaded:
+            self._loaded[path] = capsule.load(path)
+        return self._loaded[path]
+
+    @property
+    def batch_size(self) -> int:
+        if self.run.batch_size is None:
+            raise NotReplayable("the batch size of this run is not known; iterate over rec.batches(loader)")
+        return self.run.batch_size
+
+    # ------------------------------------------------------------------ training samples
+
+    @cached_property
+    def _pool(self) -> Any:
+        """Rows of the recorded full-size batches, for runs whose loader has no dataset to index."""
+        kept = [
+            b
+            for path in self.run.capsules
+            for step in self.capsule(path).steps
+            for b in step.batches or ()
+            if batches.size(b) == self.batch_size
+        ]
+        if not kept:
+            raise NotReplayable("no batches are stored in the record; watch(..., store_batches=True) stores them")
+        return batches.concat(kept[:64])
+
+    def draw(self, n: int, rng: np.random.Generator | None = None) -> Any:
+        """A batch of n random training samples. Every random generator of the process stays as it was."""
+        rng = rng or self.rng
+        if self.dataset is not None and self.collate is not None:
+            size = len(self.dataset)
+            rows = rng.choice(size, n, replace=n > size)
+            with frozen(self.model):
+                return self.collate([self.dataset[int(i)] for i in rows])
+        size = batches.size(self._pool)
+        rows = rng.choice(size, n, replace=n > size)
+        return batches.take(self._pool, [int(i) for i in rows], size)
+
+    @cached_property
+    def probe_batches(self) -> list[Any]:
+        """The probe set: fixed training samples, in pieces of at most the batch size."""
+        rng = np.random.default_rng(20_24)  # the same probe for every experiment of a run
+        total = len(self.dataset) if self.dataset is not None else batches.size(self._pool)
+        n = min(PROBE_SAMPLES, total)
+        piece = max(1, min(self.batch_size, n))
+        return [self.draw(piece, rng) for _ in range(max(1, n // piece))]
+
+    def probe(self) -> float:
+        """The mean loss on the probe set, in eval mode; nothing of the training changes."""
+        with frozen(self.model):
+            return float(np.mean([float(self.loss_fn(self.model, b)) for b in self.probe_batches]))
+
+    # ------------------------------------------------------------------ windows and replays
+
+    def window(self, event_step: int) -> Window:
+        """The window of the newest capsule before a step.
+
+        Raises:
+            NotReplayable: no capsule with stored batches covers the step.
+        """
+        best = None
+        for path in self.run.capsules:
+            steps = self.capsule(path).steps
+            held = [s.step for s in steps if s.batches]
+            if held and held[0] <= event_step <= held[-1]:
+                best = path if best is None or self.capsule(path).step > self.capsule(best).step else best
+        if best is None:
+            raise NotReplayable(f"no capsule covers step {event_step}")
+        full = [s.step for s in self.capsule(best).steps if s.step < event_step and s.n_samples == self.batch_size]
+        return Window(best, event_step, full[-1] if full else None)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Put the model, the optimizer and every generator back as they were, bitwise."""
+        before = capsule.capture(self.model, self.optimizer, scaler=self.rule.scaler)
+        try:
+            yield
+        finally:
+            capsule.restore(before, self.model, self.optimizer, scaler=self.rule.scaler)
+
+    def at(self, window: Window, step: int) -> None:
+        """Bring the model to the state before `step`, by replaying unchanged. Call it inside `kept()`."""
+        for _ in self._steps(window, BASELINE, None, stop=step):
+            pass
+
+    def replay(
+        self,
+        window: Window,
+        intervention: Intervention = BASELINE,
+        *,
+        redraw: int | None = None,
+        horizon: int = HORIZON,
+    ) -> Replayed:
+        """Run a window with an intervention. Call it inside `kept()`.
+
+        Args:
+            redraw: seed of another continuation: the batches after the event are other training samples. None
+                replays the recorded ones.
+        """
+        capsule.restore(self.capsule(window.path), self.model, self.optimizer, scaler=self.rule.scaler)
+        before = self.probe()
+        reported, state, recorded = [], [], []
+        first = None
+        for record, loss in self._steps(window, intervention, redraw, stop=window.event_step + horizon + 1):
+            first = record.step if first is None else first
+            reported.append(math.nan if loss is None else loss)
+            state.append(self.probe())
+            recorded.append(record.loss)
+        if first is None:
+            raise NotReplayable(f"the capsule before step {window.event_step} holds no batches")
+        return Replayed(first, window.event_step, tuple(reported), tuple(state), before, tuple(recorded))
+
+    def _steps(
+        self, window: Window, intervention: Intervention, redraw: int | None, stop: int
+    ) -> Iterator[tuple[capsule.StepRecord, float | None]]:
+        held = self.capsule(window.path)
+        capsule.restore(held, self.model, self.optimizer, scaler=self.rule.scaler)
+        intervention.begin(self.model, self.optimizer)
+        rng = np.random.default_rng(redraw)
+        for record in held.steps:
+            if record.step >= stop or not record.batches:
+                return
+            at = StepContext(
+                step=record.step,
+                epoch=record.epoch,
+                index=record.index,
+                n_samples=record.n_samples,
+                batch_size=self.batch_size,
+                is_event=record.step == window.event_step,
+                is_control=record.step == window.control_step,
+                since_event=record.step - window.event_step if record.step >= window.event_step else None,
+            )
+            drawn: Sequence[Any] = [batches.clone(b) for b in record.batches]
+            if redraw is not None and record.step > window.event_step:
+                drawn = [self.draw(batches.size(b), rng) for b in drawn]
+            record.prepare(self.optimizer)  # hyperparameters of the step, and the generators if the loader uses them
+            rule = StepRule(
+                accumulate=len(record.batches) if len(record.batches) > 1 else 1,
+                clip_grad_norm=record.clip,
+                scaler=self.rule.scaler,
+            )
+            result = training_step(self.model, self.optimizer, self.loss_fn, drawn, at, intervention, rule)
+            yield record, result.loss

@@ -1,0 +1,132 @@
+"""The seams of a training step, and the one loop that passes through them.
+
+order → batch → network → loss → gradients → update, and the boundary between steps. An `Intervention` changes
+what passes at a seam; a plain `Intervention()` changes nothing, so that the baseline runs the very same code.
+The loop serves the replay from a capsule and the training from scratch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+LossFn = Callable[[nn.Module, Any], torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepContext:
+    """Where the loop stands: what an intervention may look at to decide whether it acts.
+
+    `step` counts optimizer updates from the start of the training, `index` from the start of the epoch.
+    `n_samples` is the size of the step as drawn, before any intervention; `batch_size` the nominal one.
+    `is_event` is set on the steps that the experiment aims at, `is_control` on the ordinary step that its
+    placebo uses instead.
+    """
+
+    step: int
+    epoch: int
+    index: int
+    n_samples: int
+    batch_size: int
+    is_event: bool = False
+    is_control: bool = False
+    since_event: int | None = None  # steps since the latest event step, 0 on it; None before the first
+
+
+class Intervention:
+    """A change at one seam. The base class is the baseline: it changes nothing.
+
+    Subclasses override the seam they change and say in `words` what a reader would call the change. An
+    intervention may hold state between calls; `begin` is called before every replay or training.
+    """
+
+    words: str = "as it was"
+
+    def begin(self, model: nn.Module, optimizer: Optimizer) -> None:
+        """Forget everything: a new replay begins."""
+
+    def batch(self, at: StepContext, batch: Any) -> Any | None:
+        """Change the mini-batch. Returning None skips the step: no forward, no update."""
+        return batch
+
+    def loss(self, at: StepContext, loss: torch.Tensor) -> torch.Tensor:
+        """Change the scalar loss, before backward."""
+        return loss
+
+    def gradients(self, at: StepContext, model: nn.Module) -> None:
+        """Change `p.grad` in place, after the user's own clipping."""
+
+    def before_update(self, at: StepContext, optimizer: Optimizer) -> None:
+        """Change the optimizer, its hyperparameters or its state, before `optimizer.step()`."""
+
+    def after_update(self, at: StepContext, optimizer: Optimizer) -> None:
+        """Change the optimizer or its state, or undo what `before_update` did."""
+
+
+BASELINE = Intervention()
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRule:
+    """What the user's own loop does in a step beside loss, backward and update."""
+
+    accumulate: int = 1  # micro-steps per update; the loss of each is divided by it before backward
+    clip_grad_norm: float | None = None
+    scaler: Any = None  # a torch.amp.GradScaler
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step gave. `loss` is the mean over the micro-steps, as a user would log it; None when skipped."""
+
+    loss: float | None
+    n_samples: int = field(default=0)
+
+
+def training_step(
+    model: nn.Module,
+    optimizer: Optimizer,
+    loss_fn: LossFn,
+    micro_batches: Sequence[Any],
+    at: StepContext,
+    intervention: Intervention = BASELINE,
+    rule: StepRule | None = None,
+) -> StepResult:
+    """Train one step, with every seam open to the intervention.
+
+    Args:
+        micro_batches: the batches of this step; more than one under gradient accumulation.
+        rule: the user's own habits (accumulation, clipping, loss scaling).
+
+    Returns:
+        The loss as logged. It is None when the intervention skipped the step.
+    """
+    rule = rule or StepRule()
+    batches = [b for b in (intervention.batch(at, b) for b in micro_batches) if b is not None]
+    if not batches:
+        return StepResult(None)
+    optimizer.zero_grad(set_to_none=True)
+    logged = []
+    for batch in batches:
+        loss = intervention.loss(at, loss_fn(model, batch))
+        logged.append(loss.detach())
+        share = loss / rule.accumulate if rule.accumulate > 1 else loss
+        (rule.scaler.scale(share) if rule.scaler is not None else share).backward()
+    if rule.scaler is not None:
+        rule.scaler.unscale_(optimizer)
+    if rule.clip_grad_norm is not None:
+        nn.utils.clip_grad_norm_(model.parameters(), rule.clip_grad_norm)
+    intervention.gradients(at, model)
+    intervention.before_update(at, optimizer)
+    if rule.scaler is not None:
+        rule.scaler.step(optimizer)
+        rule.scaler.update()
+    else:
+        optimizer.step()
+    intervention.after_update(at, optimizer)
+    return StepResult(float(torch.stack(logged).mean()) if len(logged) > 1 else float(logged[0]))

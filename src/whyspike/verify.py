@@ -1,0 +1,88 @@
+"""Verify a cure: train from scratch with and without it, on seeds of its own.
+
+"This caused this spike" and "this is a better setting" are two claims. The replay shows the first; this shows the
+second, and is reported apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from whyspike.cause import ScratchCure
+from whyspike.detect import Detector
+from whyspike.periods import periodic_events
+from whyspike.rerun import Source, Trained, train
+from whyspike.seams import BASELINE
+from whyspike.types import Cure
+
+SEEDS = (1001, 1002, 1003)  # not the seed that was diagnosed
+WORSE = 1.05  # a final probe loss this much above the uncured run's is no cure
+Progress = Callable[[str, float], None]
+
+
+def spikes(trained: Trained) -> int:
+    """Events of the logged loss."""
+    detector = Detector(batch_size=trained.batch_size or None)
+    for step, (loss, n) in enumerate(zip(trained.loss.tolist(), trained.n_samples.tolist(), strict=True)):
+        if loss == loss:
+            detector.update(step, loss, n_samples=int(n))
+    detector.finish()
+    return sum(e.kind != "dip" for e in detector.events)
+
+
+def verify(
+    source: Source, cures: Sequence[ScratchCure], *, seeds: Sequence[int] = SEEDS, progress: Progress | None = None
+) -> tuple[Cure, ...]:
+    """The cures, each with `verified` and `numbers`. Cures that cannot be trained at the seams come back as they are.
+
+    A cure is verified when over the seeds the spikes at the small batch (or the events) go and the final probe loss is
+    not worse; one that only protects the weights when the final probe loss is better while the plotted spike stays.
+    """
+    makers = {c.make().words: c for c in cures if c.make is not None}
+    total = (len(makers) + 1) * len(seeds)
+    done = 0
+
+    def run(words: str, make: Callable) -> list[Trained]:
+        nonlocal done
+        trained = []
+        for seed in seeds:
+            if progress:
+                progress(f"training from scratch: {words}", done / total)
+            trained.append(train(source, make(), seed=seed))
+            done += 1
+        return trained
+
+    sick = run("as it was", lambda: BASELINE)
+    cured = {words: run(words, c.make) for words, c in makers.items() if c.make is not None}
+    return tuple(
+        c.cure if c.make is None else _judged(c, sick, cured[c.make().words])
+        for c in cures
+    )
+
+
+def _judged(scratch: ScratchCure, sick: Sequence[Trained], cured: Sequence[Trained]) -> Cure:
+    before = float(np.mean([t.final_probe for t in sick]))
+    after = float(np.mean([t.final_probe for t in cured]))
+    height_before = float(np.median([t.last_batch_factor() for t in sick]))
+    height_after = float(np.median([t.last_batch_factor() for t in cured]))
+    events_before, events_after = sum(map(spikes, sick)), sum(map(spikes, cured))
+    numbers = {
+        "seeds": float(len(cured)),
+        "final_probe_loss_before": before,
+        "final_probe_loss_after": after,
+        "last_batch_factor_before": height_before,
+        "last_batch_factor_after": height_after,
+        "events_before": float(events_before),
+        "events_after": float(events_after),
+    }
+    not_worse = bool(after <= before * WORSE) if before > 0 else bool(after <= before + 0.05)
+    gone = events_after <= 0.2 * events_before
+    verified = not_worse and gone
+    if scratch.expected == "protects":
+        verified = bool(after < before)
+    return replace(
+        scratch.cure, verified=bool(verified), numbers={k: v for k, v in numbers.items() if np.isfinite(v)}
+    )

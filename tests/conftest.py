@@ -1,0 +1,43 @@
+"""What every test shares: one thread, an empty working folder on request, and the command line as a user runs it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Replays are exact for a fixed thread count; the workers of the tests share the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout."""
+    return ROOT
+
+
+@pytest.fixture
+def whyspike(tmp_path: Path) -> Command:
+    """Run the command line in a process of its own, in an empty folder: `whyspike("list", "--format", "json")`."""
+
+    def run(*arguments: str, cwd: Path = tmp_path, **environment: str) -> subprocess.CompletedProcess[str]:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("WHYSPIKE_")}
+        return subprocess.run(
+            [sys.executable, "-m", "whyspike", *arguments],
+            cwd=cwd,
+            env={**clean, "COLUMNS": "100", **environment},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    return run
