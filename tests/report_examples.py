@@ -298,7 +298,7 @@ def explained() -> Diagnosis:
         verdicts=(double, momentum, *others),
         record=detector_record(sick=True),
         trials=trials("double-averaged-loss"),
-        looked=("the factors of event e4: no capsule covers step 164",),
+        missing=("the factors of event e4: no capsule covers step 164",),
     )
 
 

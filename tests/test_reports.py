@@ -21,7 +21,7 @@ from report_examples import EXAMPLES, explained, healthy, hostile, unexplained
 
 from whyspike import reports
 from whyspike.errors import UnreadableRun, WhySpikeError
-from whyspike.reports import _form as form
+from whyspike import form
 from whyspike.reports import _words as words
 from whyspike.reports import json as document
 from whyspike.reports import terminal
@@ -187,7 +187,7 @@ def test_the_fields_are_the_contract():
 def test_what_was_written_can_be_read(name: str):
     made = EXAMPLES[name]()
     back = document.load(document.render(made))
-    assert back == made  # record, trials and looked do not compare: they are not in the document
+    assert back == made  # record, trials and missing do not compare: they are not in the document
     assert back.record is None
     assert back.trials == ()
 

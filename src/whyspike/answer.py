@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from whyspike.cause import Observation, catalogue
-from whyspike.types import Answer, Arm, Event, Outcome, Verdict
+from whyspike.form import percent
+from whyspike.types import Answer, Event, Outcome, Verdict
 
 ORDER: dict[Outcome, int] = {"confirmed": 0, "likely": 1, "inconclusive": 2, "untested": 3, "refuted": 4}
 LEAST_STEPS = 32  # fewer steps than that show neither a level nor a spike above it
@@ -30,7 +31,7 @@ def answer(seen: Observation, verdicts: Sequence[Verdict]) -> Answer:
     if top is not None:
         cause = catalogue()[top.cause]
         events = [e for e in seen.events if e.id in top.events]
-        parts = [cause.sentence(seen, events), _proof(top), _harm(top, events)]
+        parts = [cause.sentence(seen, events), _harm(top, events), _proof(top)]
         if open_:
             parts.append(f"{_count(len(open_), 'other event')} not explained by it.")
         status = "healthy" if top.harm == "none" and not open_ else "explained"
@@ -48,15 +49,10 @@ def _proof(verdict: Verdict) -> str:
     decided = next((a for a in verdict.arms if a.arm == "intervention"), None)
     if decided is None or decided.share_removed is None:
         return "" if verdict.outcome == "confirmed" else "The record makes this likely; a replay would prove it."
-    placebo: Arm | None = next((a for a in verdict.arms if a.arm == "placebo"), None)
-    beside = (
-        f" (a placebo: {placebo.share_removed:.0%})" if placebo is not None and placebo.share_removed is not None else ""
-    )
-    word = "proves" if verdict.outcome == "confirmed" else "suggests"
-    return (
-        f"Replaying {_count(decided.n, 'spike', verb=False)} {word} it: with {decided.words} {decided.share_removed:.0%} of the "
-        f"excess is gone{beside}."
-    )
+    placebo = next((a for a in verdict.arms if a.arm == "placebo" and a.share_removed is not None), None)
+    beside = f"; a placebo, {percent(placebo.share_removed or 0.0)}" if placebo is not None else ""
+    word = "Proof" if verdict.outcome == "confirmed" else "Sign"
+    return f"{word}: with {decided.words}, replays lose {percent(decided.share_removed)} of the excess{beside}."
 
 
 def _harm(verdict: Verdict, events: Sequence[Event]) -> str:

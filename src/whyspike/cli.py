@@ -145,7 +145,7 @@ def prove(
     from whyspike import pipeline
 
     with Progress() as progress:
-        diagnosis = pipeline.prove(source, budget=budget, progress=progress)
+        diagnosis = pipeline.prove(source, target=targets.stored(target), budget=budget, progress=progress)
     put_diagnosis(diagnosis, choose(format, output), output, force=force)
     return exit_code(diagnosis)
 

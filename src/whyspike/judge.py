@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from whyspike.form import percent
 from whyspike.stats import paired_permutation_p, rank_p, ratio_interval, share_removed
 from whyspike.types import Arm, Evidence, Outcome, Trial
 
@@ -105,19 +106,19 @@ def outcome(judged: Judged, corrected_p: float) -> tuple[Outcome, str | None]:
     """The word for what was found, and for anything but "confirmed" the reason."""
     if judged.reproduced == judged.reproduced and judged.reproduced < REPRODUCED and judged.noise > 1e-6:
         return "inconclusive", (
-            f"the unchanged replay reproduced {judged.reproduced:.0%} of the pairs bitwise and differed by up to "
+            f"the unchanged replay reproduced {percent(judged.reproduced)} of the pairs bitwise and differed by up to "
             f"{judged.noise:.2g}; without a baseline nothing can be proven"
         )
     base = np.array(judged.arms[0].excess)
     if not np.isfinite(base).all() or base.mean() <= 0:
         return "inconclusive", "the unchanged replay shows no excess to remove"
     if judged.removed < REFUTED:
-        return "refuted", f"the intervention removed {judged.removed:.0%} of the excess; at least {REMOVED:.0%} is needed"
+        return "refuted", f"the intervention removed {percent(judged.removed)} of the excess; at least {percent(REMOVED)} is needed"
     if judged.removed < REMOVED:
-        return "inconclusive", f"the intervention removed {judged.removed:.0%} of the excess; at least {REMOVED:.0%} is needed"
+        return "inconclusive", f"the intervention removed {percent(judged.removed)} of the excess; at least {percent(REMOVED)} is needed"
     if judged.placebo_change > PLACEBO_CHANGE:
         return "inconclusive", (
-            f"a placebo changed the excess by {judged.placebo_change:.0%}; it may change it by {PLACEBO_CHANGE:.0%} at most"
+            f"a placebo changed the excess by {percent(judged.placebo_change)}; it may change it by {percent(PLACEBO_CHANGE)} at most"
         )
     if corrected_p > ALPHA:
         return "inconclusive", f"p = {corrected_p:.2g} after Holm; at most {ALPHA} is needed (more events would help)"
@@ -130,7 +131,7 @@ def evidence(judged: Judged, corrected_p: float) -> tuple[Evidence, ...]:
     rows = [
         Evidence(
             statement="unchanged replays that are bitwise the record",
-            observed="none could be compared" if judged.reproduced != judged.reproduced else f"{judged.reproduced:.0%}",
+            observed="none could be compared" if judged.reproduced != judged.reproduced else f"{percent(judged.reproduced)}",
             expected="100 %",
         )
     ]
@@ -138,8 +139,8 @@ def evidence(judged: Judged, corrected_p: float) -> tuple[Evidence, ...]:
     rows.append(
         Evidence(
             statement=f"share of the excess removed by: {decided.words} ({n} pairs)",
-            observed=f"{judged.removed:.0%}",
-            expected=f"0 % if this is not the cause, at least {REMOVED:.0%} if it is",
+            observed=f"{percent(judged.removed)}",
+            expected=f"0 % if this is not the cause, at least {percent(REMOVED)} if it is",
             p_value=corrected_p,
         )
     )
@@ -148,8 +149,8 @@ def evidence(judged: Judged, corrected_p: float) -> tuple[Evidence, ...]:
             rows.append(
                 Evidence(
                     statement=f"share removed by the placebo: {arm.words}",
-                    observed=f"{arm.share_removed:.0%}",
-                    expected=f"within {PLACEBO_CHANGE:.0%} of 0",
+                    observed=f"{percent(arm.share_removed)}",
+                    expected=f"within {percent(PLACEBO_CHANGE)} of 0",
                 )
             )
     return tuple(rows)

@@ -105,15 +105,21 @@ class Keeper:
         if room < HELD_STEPS:
             self.held = deque(self.held, maxlen=max(1, room))
 
-    def check(self, rows: list[list[Any]]) -> None:
-        """Notice batches that the training has modified in place: they are not what was drawn."""
+    def follow(self, rows: list[list[Any]]) -> None:
+        """Take over the rows of steps that have ended.
+
+        Batches that the training has modified in place are noticed: they are not what was drawn, and from here on
+        copies are kept.
+        """
+        self.held.extend(rows)
         if self._copy or not self._store:
             return
         for row in rows:
-            for batch, versions in row[BATCHES]:
+            for batch, versions, *_ in row[BATCHES]:
                 if versions is not None and versions != _versions(batch):
-                    self._copy, self.fresh = True, None  # from here on
+                    self._copy, self.fresh = True, None
                     self._say("batches-modified", row[STEP], {})
+                    return
 
     # ------------------------------------------------------------------ snapshots
 
@@ -254,7 +260,7 @@ def lead(last: int) -> int:
 
 def _step_record(row: list[Any]) -> StepRecord:
     kept = row[BATCHES]
-    whole = bool(kept) and all(b is not None and (v is None or v == _versions(b)) for b, v in kept)
+    whole = bool(kept) and all(b is not None and (v is None or v == _versions(b)) for b, v, *_ in kept)
     return StepRecord(
         step=row[STEP],
         epoch=row[EPOCH],
@@ -265,7 +271,7 @@ def _step_record(row: list[Any]) -> StepRecord:
         clip=None if row[CLIP] != row[CLIP] else row[CLIP],
         loss=row[LOSS],
         rng=row[RNG],
-        batches=tuple(b for b, _ in kept) if whole else None,
+        batches=tuple(b for b, *_ in kept) if whole else None,
     )
 
 

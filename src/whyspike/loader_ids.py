@@ -35,13 +35,13 @@ class _Noting:
 class LoaderIds:
     """The sample ids of one pass over a loader, in the order of its batches.
 
-    Usage: `ids = LoaderIds(loader)`; make the iterator and draw the first batch; `ids.release()`; then `ids.pop()`
-    once for every batch. `pop` gives None where the ids cannot be known: no torch DataLoader, an IterableDataset, or
-    workers that may answer out of order.
+    Usage: `ids = LoaderIds(loader)`; make the iterator and draw the first batch; `ids.release()`; then take one entry
+    of `ids.seen` from the left for every batch: a list of indices, or a single index. It stays empty where the ids
+    cannot be known: no torch DataLoader, an IterableDataset, or workers that may answer out of order.
     """
 
     def __init__(self, loader: Any) -> None:
-        self._seen: deque[Any] = deque()
+        self.seen: deque[Any] = deque()  # the indices of the batches that were drawn, first drawn first
         self._loader: Any = None
         self._name = ""
         inner = data_loader(loader)
@@ -53,17 +53,13 @@ class LoaderIds:
             return
         self._loader = inner
         # DataLoader.__setattr__ forbids this after __init__
-        object.__setattr__(inner, self._name, _Noting(self._original, self._seen))
+        object.__setattr__(inner, self._name, _Noting(self._original, self.seen))
 
     def release(self) -> None:
         """Give the loader its own sampler back. May be called more than once."""
         if self._loader is not None:
             object.__setattr__(self._loader, self._name, self._original)
             self._loader = None
-
-    def pop(self) -> Any:
-        """The indices of the next batch: a list, a single index, or None."""
-        return self._seen.popleft() if self._seen else None
 
 
 def data_loader(loader: Any) -> DataLoader[Any] | None:

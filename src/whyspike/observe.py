@@ -70,7 +70,7 @@ def observe(run: Run, subject: Subject | None = None, progress: Progress | None 
 
 def _missing(run: Run) -> Sequence[str]:
     missing = []
-    if run.reader == "runfolder" and not run.facts.get("loss_fn"):
+    if run.facts.get("loss_fn") is False:
         missing.append(
             "replays and the exponent of the loss: the record has no loss_fn; write watch(model, optimizer, loss_fn=loss_fn)"
         )
@@ -120,7 +120,7 @@ def _units(subject: Subject) -> Units | None:
     logged = {
         name: dict(zip(series.step.tolist(), series.value.tolist(), strict=True))
         for name, series in subject.run.signals.items()
-        if len(series.value) and bool(np.all(np.mod(series.value, 1) == 0))
+        if len(series.value) and bool(np.all(np.isfinite(series.value)) and np.all(np.mod(series.value, 1) == 0))
     }
     return units.fit(rows, logged, subject.batch_size)
 

@@ -1,8 +1,8 @@
 """Which snapshots stay on disk: at most a dozen, spread over the run, and those of events before all.
 
 An experiment needs several distinct events (at least 8 pairs), and nobody knows before which ones will matter. So of
-every kind of capsule each `gap`-th is kept, and when there are too many of a kind, every second is dropped and the gap
-doubled: they stay spread however long the run becomes, and the number of writes grows like its logarithm.
+every kind of capsule each `gap`-th is kept, and when there are too many of a kind, those go first that a
+gap twice as wide would not keep: they stay spread however long the run becomes, and the number of writes grows like its logarithm.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 MAX_CAPSULES = 12
-FREE_WRITES = 12  # of routine capsules; after these they may take WRITE_SHARE of the training's time
+FREE_WRITES = 12  # of capsules, twice as many with events; after these they may take WRITE_SHARE of the training's time
 WRITE_SHARE = 0.005
 HIGHER = 1.25  # an event replaces the highest when it is this much higher
 
@@ -49,6 +49,7 @@ class Pins:
         self._spread = {"event": _Spread(9), "epoch-end": _Spread(9), "steady": _Spread(3)}
         self._single: dict[str, int] = {}  # "start", "first event", "highest event", "latest event" → step of the capsule
         self._highest = -math.inf
+        self._elsewhere = 0  # events that were not at the end of an epoch, less those that were
         self._files: dict[int, Path] = {}
         self._write_s, self._writes = 0.0, 0
 
@@ -64,14 +65,14 @@ class Pins:
             self._highest = height
         if not fresh:
             return reasons
-        affordable = self._affordable(elapsed_s)
+        affordable = self._affordable(elapsed_s, 2 * FREE_WRITES)
         if not at_epoch_end:  # those have a kind of their own
             if affordable and self._spread["event"].wants():
                 reasons.append("event")
             self._spread["event"].seen += 1
-            self._spread["epoch-end"].most, self._spread["steady"].most = 3, 0
-        elif self._spread["steady"].most:
-            self._spread["steady"].most = 0
+        self._spread["steady"].most = 0
+        self._elsewhere += 1 if not at_epoch_end else -1
+        self._spread["epoch-end"].most = 3 if self._elsewhere > 0 else 9
         if affordable:
             reasons.append("latest event")
         return reasons
@@ -85,8 +86,8 @@ class Pins:
         spread.seen += 1
         return [kind] if wanted else []
 
-    def _affordable(self, elapsed_s: float) -> bool:
-        return self._writes < FREE_WRITES or self._write_s < WRITE_SHARE * elapsed_s
+    def _affordable(self, elapsed_s: float, free: int = FREE_WRITES) -> bool:
+        return self._writes < free or self._write_s < WRITE_SHARE * elapsed_s
 
     # ------------------------------------------------------------------ what was written
 
@@ -121,7 +122,9 @@ class Pins:
                 return dropped
 
     def _thin_largest(self) -> bool:
-        largest = max(self._spread.values(), key=lambda s: len(s.kept))
+        # Where the events are elsewhere, the routine capsules go first.
+        routine = [s for name, s in self._spread.items() if name != "event" and s.kept]
+        largest = max(routine if self._elsewhere > 0 and routine else self._spread.values(), key=lambda s: len(s.kept))
         if not largest.kept:
             return False
         if len(largest.kept) == 1:

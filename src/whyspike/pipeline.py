@@ -59,14 +59,15 @@ def diagnose_recorder(recorder: Recorder, *, prove: bool = False, progress: Prog
             "leave WHYSPIKE_DISABLE unset"
         )
     run = read(recorder.path)
-    subject = Subject.of(recorder, run)
-    seen = observe(run, subject, progress)
     trials: dict[str, tuple[Trial, ...]] = {}
-    if prove and subject is not None and seen.replayable and seen.events:
-        seen, suspicions, trials = _experiment(seen, subject, progress)
-        runfolder.append_trials(recorder.path, [t for made in trials.values() for t in made])
-    else:
-        suspicions = suspect(seen)
+    with recorder.paused():  # the replays pass through the same seams
+        subject = Subject.of(recorder, run)
+        seen = observe(run, subject, progress)
+        if prove and subject is not None and seen.replayable and seen.events:
+            seen, suspicions, trials = _experiment(seen, subject, progress)
+            runfolder.append_trials(recorder.path, [t for made in trials.values() for t in made])
+        else:
+            suspicions = suspect(seen)
     made = _conclude(seen, suspicions, trials)
     runfolder.write_diagnosis(recorder.path, made)
     return made
@@ -77,6 +78,7 @@ def prove(
     *,
     seed: int = 0,
     path: str | Path | None = None,
+    target: str | None = None,
     budget: float | None = None,
     verify_cures: bool = True,
     progress: Progress | None = None,
@@ -86,6 +88,8 @@ def prove(
     Args:
         source: a `Training`, or a function that builds one; cures are verified only with a function, because a
             second training needs a fresh start.
+        path: the run folder; `whyspike-runs/<model>-<time>` when not given.
+        target: how the command line names the source; kept in the run, so that the run can be proven again.
         budget: minutes; cures that would take longer are not trained and stay unverified.
 
     Raises:
@@ -93,29 +97,30 @@ def prove(
     """
     import time
 
-    from whyspike import runfolder
+    from whyspike import cost, runfolder
     from whyspike.record import watch
     from whyspike.rerun import train_recorded
     from whyspike.training import build
 
     started = time.monotonic()
+    if progress and callable(source):
+        expected = cost.estimate(build(source, seed), cures=verify_cures)
+        if expected:
+            progress(expected, 0.0)
     training = build(source, seed)
-    with tempfile.TemporaryDirectory() if path is None else _here(path) as folder:
-        recorder = watch(
-            training.model,
-            training.optimizer,
-            loss_fn=training.loss_fn,
-            scheduler=training.scheduler,
-            path=Path(folder) / "run" if path is None else Path(folder),
-        )
-        with recorder as rec:
-            train_recorded(training, rec, progress)
-        took = time.monotonic() - started
-        made = diagnose_recorder(recorder, prove=True, progress=progress)
-        left = None if budget is None else budget * 60 - (time.monotonic() - started)
-        if verify_cures and callable(source):
-            made = _verify(made, source, took, left, progress)
-            runfolder.write_diagnosis(recorder.path, made)
+    recorder = watch(
+        training.model, training.optimizer, loss_fn=training.loss_fn, scheduler=training.scheduler, path=path
+    )
+    if target is not None:
+        recorder.facts["target"] = target
+    with recorder as rec:
+        train_recorded(training, rec, progress)
+    took = time.monotonic() - started
+    made = diagnose_recorder(recorder, prove=True, progress=progress)
+    left = None if budget is None else budget * 60 - (time.monotonic() - started)
+    if verify_cures and callable(source) and recorder.path is not None:
+        made = _verify(made, source, took, left, progress)
+        runfolder.write_diagnosis(recorder.path, made)
     return made
 
 
@@ -127,22 +132,12 @@ def demo(case: Case, *, healthy: bool = False, seed: int = 0, progress: Progress
     torch.set_num_threads(1)  # a bitwise replay, and a demo that does not depend on the machine
     try:
         build = case.healthy if healthy else case.sick
-        made = prove(build, seed=seed, progress=progress)
+        with tempfile.TemporaryDirectory() as folder:
+            made = prove(build, seed=seed, path=Path(folder) / "run", progress=progress)
     finally:
         torch.set_num_threads(threads)
     name = f"{case.name}{' (healthy twin)' if healthy else ''}"
     return replace(made, run=replace(made.run, source=name))
-
-
-class _here:  # noqa: N801 - a context manager that only names a folder
-    def __init__(self, path: str | Path) -> None:
-        self.path = str(path)
-
-    def __enter__(self) -> str:
-        return self.path
-
-    def __exit__(self, *_: object) -> None:
-        return None
 
 
 # --------------------------------------------------------------------------- the stages behind
@@ -188,7 +183,7 @@ def _conclude(
         verdicts=verdicts,
         record=run,
         trials=tuple(t for made in trials.values() for t in made),
-        looked=seen.missing,
+        missing=seen.missing,
     )
 
 
@@ -278,14 +273,14 @@ def _verify(
     if seconds_left is not None and trainings * seconds_per_training > seconds_left:
         return replace(
             made,
-            looked=(
-                *made.looked,
+            missing=(
+                *made.missing,
                 f"the cures from scratch: {trainings} trainings of {seconds_per_training:.0f} s do not fit the budget",
             ),
         )
     try:
         verified = verify(source, cures, progress=progress)
     except WhySpikeError as error:
-        return replace(made, looked=(*made.looked, f"the cures from scratch: {error}"))
+        return replace(made, missing=(*made.missing, f"the cures from scratch: {error}"))
     first, *rest = made.verdicts
     return replace(made, verdicts=(replace(first, cures=verified), *rest))

@@ -15,6 +15,7 @@ import traceback
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from time import monotonic, perf_counter
@@ -48,7 +49,11 @@ COMPARE_STEPS = 16  # steps at whose draw the generators are compared, and later
 LOOK_AFTER_EVENT = 8  # steps that are measured one by one after the detector has seen something
 ALARM = 1.3  # a loss this much above the recent ones is looked at without waiting for DRAIN_STEPS
 BUDGET = 0.003  # share of the training's time for each costly signal: three, and the snapshots
+MOST_MICRO = 256  # micro-batches of one step that are kept; more means that rec.step() is not called
 NAN = float("nan")
+
+Draw = tuple[Any, Any, Any, int, Any]
+Context = tuple[int, int, float, tuple[dict[str, Any], ...] | None]
 
 
 def watch(
@@ -111,6 +116,7 @@ class Recorder:
         self.model, self.optimizer, self.loss_fn = model, optimizer, loss_fn
         self.scheduler, self.scaler = scheduler, scaler
         self.loader: Any = None  # the loader of the training, once it is iterated over
+        self.facts: dict[str, object] = {}  # what else the header says of the training, if set before the first step
         self._off = os.environ.get(DISABLE, "").lower() not in ("", "0", "false")
         self._closed = False
         self._wanted_path = None if path is None else Path(path)
@@ -127,17 +133,18 @@ class Recorder:
 
     def _start(self) -> None:
         self._writer = RecordWriter()
-        self._rows: list[list[Any]] = []  # steps whose loss has not been read yet
-        self._facts: dict[str, object] = {}
-        # the step that is being built
+        # The step that is being built: its micro-batches as (batch, versions, ids, n, generators), and what holds for
+        # many steps as (epoch, first step of the epoch, lr, hyperparameters).
         self._step = 0
-        self._micro: list[Any] = []
-        self._n = -1
-        self._ids: Any = None
-        self._rng: Any = None
-        self._clip, self._clip_norm = NAN, NAN
+        self._draws: list[Draw] = []
+        self._context: Context = (-1, 0, NAN, None)
+        self._clip: tuple[int, float, float] = (-1, NAN, NAN)  # step, max_norm, norm before
+        self._steps: list[tuple[Any, list[Draw], Context, tuple[int, float, float]]] = []  # not drained yet
+        self._attention = 0  # the step at whose end something else than appending is due
+        self._look = True  # the next batch needs more than appending
+        self._fresh: Any = None  # Keeper.fresh
+        self._next_snapshot = 0
         # where the loop stands
-        self._epoch, self._index = -1, -1
         self._passes = 0
         self._steps_per_epoch: int | None = None
         self._batches_per_epoch: int | None = None
@@ -160,7 +167,7 @@ class Recorder:
         self._burst_until = -1
         self._events = 0
         self._last_event = -(1 << 30)
-        self._pending: list[tuple[str, int, torch.Tensor]] = []  # measured, not read yet
+        self._measured: list[tuple[str, int, torch.Tensor]] = []  # measured, not read yet
         self._probes: dict[int, float] = {}
         self._recent: deque[float] = deque(maxlen=64)
         self._alarm = float("inf")
@@ -172,8 +179,7 @@ class Recorder:
         self._probe_off = self.loss_fn is None
         self._norms: Norms | None = None
         self._lrs: list[Any] = []
-        self._lr = NAN
-        self._hyper: tuple[dict[str, Any], ...] | None = None
+        self._lr0: Any = None
         self._hyper_marks = 0
         self._detector: Any = None
         self._keeper: Keeper | None = None
@@ -211,7 +217,6 @@ class Recorder:
         self._strides.append(self._keeper.stride)
         self._read_hyper()
         self._undo.append(self.optimizer.register_step_pre_hook(self._before_update).remove)
-        self._undo.append(self.optimizer.register_step_post_hook(self._after_update).remove)
         self._undo.append(clipwatch.listen(self._clipped))
 
     # ------------------------------------------------------------------ what the user calls
@@ -249,30 +254,17 @@ class Recorder:
         if self._off:
             return
         try:
-            value = _cpu_value(loss) if type(loss) is torch.Tensor and loss.is_cpu else _number_or_later(loss)
-            step = self._step
-            row = [
-                step, value, self._epoch, self._index, self._n, self._ids, self._lr, self._clip, self._clip_norm,
-                self._hyper, self._rng, self._micro,
-            ]  # fmt: skip
-            self._rows.append(row)
-            if self._keeper is not None:
-                self._keeper.held.append(row)
-            if self._wanted:
-                self._after_step(step)
-            self._step = step = step + 1
-            self._micro_per_step = len(self._micro) or 1
-            self._micro = []
-            self._n, self._ids, self._rng = -1, None, None
-            self._clip = self._clip_norm = NAN
-            if self._index >= 0:
-                self._index += 1
-            if step >= self._due or step <= self._burst_until:
-                self._plan(step)
-            if step >= self._drain_at or monotonic() >= self._flush_at or (type(value) is float and not value <= self._alarm):
-                self._drain()
+            if type(loss) is torch.Tensor and loss.is_cpu:
+                value = loss.detach().item()
+            else:
+                value = _number_or_later(loss)
+            self._steps.append((value, self._draws, self._context, self._clip))
+            self._draws = []
+            self._step = step = self._step + 1
+            if step >= self._attention or monotonic() >= self._flush_at or (type(value) is float and not value <= self._alarm):
+                self._attend(step, value)
         except Exception as error:
-            self._fail(error)
+            self._fail(error, loss)
 
     def evaluating(self) -> _Evaluating:
         """A context manager around an evaluation: loaders iterated over inside are not the training's."""
@@ -303,6 +295,15 @@ class Recorder:
         self.flush()
         return diagnose_recorder(self, prove=prove)
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Record nothing inside: what passes through the seams there is not the user's training."""
+        before, self._off = self._off, True
+        try:
+            yield
+        finally:
+            self._off = before
+
     def flush(self) -> None:
         """Write everything recorded so far to the run folder."""
         if not self._off:
@@ -325,6 +326,7 @@ class Recorder:
                 if counts(self._passes, 4):
                     before = rng_state()
                 ids = LoaderIds(loader)
+                seen, popleft = ids.seen, ids.seen.popleft
                 self._epoch_begins(loader)
             except Exception as error:
                 self._fail(error)
@@ -339,11 +341,15 @@ class Recorder:
                     break
                 if not self._off and ids is not None:
                     try:
-                        ids.release()
-                        self._drawn(batch, ids.pop(), before)
+                        rows = popleft() if seen else None
+                        if self._look or self._draws or self._step >= self._next_snapshot or len(rows) != self._nominal:
+                            ids.release()
+                            self._drawn(batch, rows, before)
+                            before = None
+                        else:
+                            self._draws.append((batch, self._fresh, rows, self._nominal, None))
                     except Exception as error:
                         self._fail(error)
-                    before = None
                 yield batch
         finally:
             if ids is not None:
@@ -357,29 +363,29 @@ class Recorder:
     def _epoch_begins(self, loader: Any) -> None:
         if self.loader is None:
             self.loader = loader
-            self._facts |= loader_facts(loader)
-            size = self._facts.get("batch_size")
+            self.facts |= loader_facts(loader)
+            size = self.facts.get("batch_size")
             self._nominal = size if isinstance(size, int) else None
             if self._keeper is not None:
                 self._keeper.batch_size = self._nominal
-        self._epoch, self._index = self._passes, 0
+        self._context = (self._passes, self._step, *self._context[2:])
         self._passes += 1
-        self._micro = []
+        self._draws = []
+        self._look = True
         self._batches_per_epoch = length(loader)
         self._epoch_starts = True
         if self._keeper is not None:
             self._keeper.epoch_begins(self._step, self._last_index())
 
     def _epoch_ends(self, finished: bool) -> None:
-        if self._index == 0 and not self._micro:
+        epoch, steps = self._context[0], self._step - self._context[1]
+        if not steps and not (self._draws and finished):
             self._passes -= 1  # a pass without a step: an evaluation that was not announced
-        elif finished and not self._micro:
-            self._steps_per_epoch = self._index
-            self._writer.mark(self._step, "epoch", {"epoch": self._epoch, "steps": self._index})
+        elif finished and not self._draws:
+            self._steps_per_epoch = steps
+            self._writer.mark(self._step, "epoch", {"epoch": epoch, "steps": steps})
         else:
-            left = {"epoch": self._epoch, "steps": self._index, "left_over": len(self._micro)}
-            self._writer.mark(self._step, "epoch-cut", left)
-        self._epoch, self._index = -1, -1
+            self._writer.mark(self._step, "epoch-cut", {"epoch": epoch, "steps": steps, "left_over": len(self._draws)})
         self._compare_rng = False
 
     def _drawn(self, batch: Any, ids: Any, before: Any) -> None:
@@ -390,15 +396,11 @@ class Recorder:
         else:  # a loader without automatic batching hands out single indices; a sampler may hand out tensors
             ids = [int(i) for i in ids] if hasattr(ids, "__len__") else [ids]
             n = len(ids)
-        keeper = self._keeper
-        kept = None if keeper is None else (batch, keeper.fresh) if keeper.fresh is not None else keeper.hold(batch)
-        if self._micro:
-            self._micro.append(kept)
-            self._n += n
-            self._ids = None if ids is None or self._ids is None else [*self._ids, *ids]
+        keeper, draws = self._keeper, self._draws
+        kept = keeper.hold(batch) if keeper is not None and len(draws) < MOST_MICRO else (None, None)
+        if draws:
+            draws.append((*kept, ids, n, None))
             return
-        self._micro.append(kept)
-        self._n, self._ids = n, ids
         if n != self._nominal:
             if self._nominal is None:
                 self._nominal = n
@@ -406,20 +408,26 @@ class Recorder:
                     keeper.batch_size = n
             elif n >= 0:
                 self._odd()
+        rng = None
         if self._epoch_starts or self._loader_draws or before is not None or self._evaluated:
-            self._note_rng(before)
-        if keeper is not None and self._step >= keeper.next_step:
-            last = self._last_index()
-            if keeper.due(self._step, self._index, last):
-                keeper.take(self._step, self._index, last, monotonic() - self._begun)
-                if self._step < 64 or counts(self._step // keeper.stride.every):
-                    self._compare_rng = not self._loader_draws
+            rng = self._note_rng(before)
+        draws.append((*kept, ids, n, rng))
+        if keeper is not None:
+            self._fresh = keeper.fresh
+            if self._step >= keeper.next_step:
+                index, last = self._step - self._context[1], self._last_index()
+                if keeper.due(self._step, index, last):
+                    keeper.take(self._step, index, last, monotonic() - self._begun)
+                    if self._step < 64 or counts(self._step // keeper.stride.every):
+                        self._compare_rng = not self._loader_draws
+            self._next_snapshot = keeper.next_step
         if self._probe is None and not self._probe_off and self.loss_fn is not None:
             self._probe = LiveProbe(self.model, self.loss_fn, batch)
+        self._look = self._loader_draws or self._compare_rng or self._fresh is None
 
-    def _note_rng(self, before: Any) -> None:
+    def _note_rng(self, before: Any) -> Any:
         """Keep the generators as they are after the batch was drawn, if drawing it may have used them."""
-        now = None
+        now = noted = None
         if before is not None:  # compare: does the loader use the global generators?
             now = rng_state()
             if self._epoch_starts:
@@ -428,12 +436,13 @@ class Recorder:
                 self._loader_draws = self._loader_draws or not same_rng(before, now)
                 self._compare_rng = self._step < COMPARE_STEPS and not self._loader_draws
         if self._loader_draws or self._evaluated or (self._epoch_starts and self._epoch_draws):
-            self._rng = now or rng_state()
+            noted = now or rng_state()
         elif self._epoch_starts:  # a DataLoader draws its seed from torch's generator, and from no other
-            self._rng = torch_rng_state()
+            noted = torch_rng_state()
         if self._epoch_starts and self._step < COMPARE_STEPS:
             self._compare_rng = not self._loader_draws
         self._epoch_starts = self._evaluated = False
+        return noted
 
     def _last_index(self) -> int | None:
         """The index of the last step of this epoch, as far as it can be foreseen."""
@@ -448,7 +457,7 @@ class Recorder:
             return
         try:
             groups = optimizer.param_groups
-            if groups[0]["lr"] != self._lrs[0] or len(groups) != len(self._lrs) or len(groups) > 1 and self._other_lr():
+            if groups[0]["lr"] != self._lr0 or len(groups) != len(self._lrs) or len(groups) > 1 and self._other_lr():
                 self._read_hyper()
             if self._wanted and self._norms is not None:
                 self._measure_before()
@@ -468,25 +477,27 @@ class Recorder:
                 self._writer.names("gradient_norm", norms.names)
             found = norms.gradients()
             if found is not None:
-                self._pending.append(("gradient_norm", self._step, found[0]))
-                self._pending.append(("gradient_norm/", self._step, found[1]))
+                self._measured.append(("gradient_norm", self._step, found[0]))
+                self._measured.append(("gradient_norm/", self._step, found[1]))
             now = perf_counter()
             self._grad_stride.spent(now - start)
             start = now
         if self._want_update:
-            self._pending.append(("weight_norm", self._step, norms.before_update()))
+            self._want_update = False
+            self._measured.append(("weight_norm", self._step, norms.before_update()))
             self._update_s = perf_counter() - start
+            # A hook that is always there would cost every step; this one goes when it has run.
+            self._post_hook = self.optimizer.register_step_post_hook(self._after_update)
 
     def _after_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if self._want_update and not self._off:
-            try:
-                self._want_update = False
+        try:
+            self._post_hook.remove()
+            if not self._off and self._norms is not None:
                 start = perf_counter()
-                assert self._norms is not None
-                self._pending.append(("update_norm", self._step, self._norms.after_update()))
+                self._measured.append(("update_norm", self._step, self._norms.after_update()))
                 self._update_stride.spent(self._update_s + perf_counter() - start)
-            except Exception as error:
-                self._fail(error)
+        except Exception as error:
+            self._fail(error)
 
     def _clipped(self, parameters: Any, kind: str, limit: Any, norm: Any) -> None:
         if self._off or self._norms is None:
@@ -496,14 +507,12 @@ class Recorder:
             if one is None or not any(one is p for p in self._norms.parameters):
                 return  # of another model
             if kind == "norm":
-                self._clip = float(limit)
                 norm = norm.detach()
-                if norm.is_cpu:
-                    self._clip_norm = norm.item()
-                else:
-                    self._pending.append(("clip_norm", self._step, norm.clone()))
-            elif "clip-value" not in self._facts:
-                self._facts["clip-value"] = float(limit)
+                self._clip = (self._step, float(limit), norm.item() if norm.is_cpu else NAN)
+                if not norm.is_cpu:
+                    self._measured.append(("clip_norm", self._step, norm.clone()))
+            elif "clip-value" not in self.facts:
+                self.facts["clip-value"] = float(limit)
                 self._writer.mark(self._step, "clip-value", {"clip_value": float(limit)})
         except Exception as error:
             self._fail(error)
@@ -511,16 +520,27 @@ class Recorder:
     def _read_hyper(self) -> None:
         groups = self.optimizer.param_groups
         self._lrs = [g["lr"].clone() if isinstance(g["lr"], torch.Tensor) else g["lr"] for g in groups]
-        self._lr = float(self._lrs[0])
-        before = self._hyper
-        self._hyper = tuple({k: _plain(v) for k, v in g.items() if k != "params" and _is_plain(v)} for g in groups)
-        if before is not None and [{**h, "lr": 0} for h in before] == [{**h, "lr": 0} for h in self._hyper]:
+        self._lr0 = self._lrs[0]
+        epoch, first, _, before = self._context
+        hyper = tuple({k: _plain(v) for k, v in g.items() if k != "params" and _is_plain(v)} for g in groups)
+        self._context = (epoch, first, float(self._lr0), hyper)
+        if before is not None and [{**h, "lr": 0} for h in before] == [{**h, "lr": 0} for h in hyper]:
             return
         if counts(self._hyper_marks, 64):
-            self._writer.mark(self._step, "hyperparameters", {"groups": list(self._hyper)})
+            self._writer.mark(self._step, "hyperparameters", {"groups": list(hyper)})
         self._hyper_marks += 1
 
     # ------------------------------------------------------------------ after the step
+
+    def _attend(self, step: int, value: Any) -> None:
+        """A step has ended after which something is due; `step` is the next one."""
+        if self._wanted:
+            self._after_step(step - 1)
+        if step >= self._due or step <= self._burst_until:
+            self._plan(step)
+        if step >= self._drain_at or monotonic() >= self._flush_at or (type(value) is float and not value <= self._alarm):
+            self._drain()
+        self._attention = step + 1 if self._wanted else min(self._drain_at, self._due)
 
     def _after_step(self, step: int) -> None:
         self._want_grad = self._want_update = self._wanted = False  # a scaler may have skipped the update
@@ -532,7 +552,7 @@ class Recorder:
                     value = self._probe()
                 except BadTraining as error:
                     self._probe, self._probe_off = None, True
-                    self._facts["probe_error"] = str(error)
+                    self.facts["probe_error"] = str(error)
                     self._writer.mark(step, "probe-off", {"reason": str(error)})
                     self._warn(f"{error}. The training is recorded without a probe")
                     return
@@ -553,22 +573,20 @@ class Recorder:
         """A batch of another size than the others: look closely, but not at every one of thousands."""
         if counts(self._odd_seen):
             self._want_grad = self._want_update = self._want_probe = self._wanted = True
+            self._attention = 0
         self._odd_seen += 1
 
     def _drain(self, *, flush: bool = False) -> None:
         """Read the losses, ask the detector, and write what is due."""
-        rows = self._rows
         now = monotonic()
-        if rows:
-            self._rows = []
-            late = [r for r in rows if type(r[LOSS]) is not float]
-            if late:
-                for row, value in zip(late, torch.stack([r[LOSS] for r in late]).tolist(), strict=True):
-                    row[LOSS] = float(value)
+        if self._steps:
+            rows = self._take_rows()
             self._writer.rows(rows)
-            self._read_pending()
+            self._read_measured()
             if self._keeper is not None:
-                self._keeper.check(rows)
+                self._keeper.follow(rows)
+                self._fresh = self._keeper.fresh
+                self._look = self._look or self._fresh is None
             self._detect(rows, now)
             recent = self._recent
             recent.extend([r[LOSS] for r in rows])
@@ -582,13 +600,35 @@ class Recorder:
             self._flush_at = now + FLUSH_S
         self._drain_at = self._step + DRAIN_STEPS
 
-    def _read_pending(self) -> None:
-        for name, step, value in self._pending:
+    def _take_rows(self) -> list[list[Any]]:
+        """The steps that are not drained yet, as rows of the record, their losses read."""
+        steps, first = self._steps, self._step - len(self._steps)
+        self._steps = []
+        late = [s[0] for s in steps if isinstance(s[0], torch.Tensor)]
+        read = iter(torch.stack(late).tolist()) if late else iter(())
+        rows = []
+        for step, (value, draws, (epoch, begun, lr, hyper), clip) in enumerate(steps, first):
+            if type(value) is not float:
+                value = float(next(read) if isinstance(value, torch.Tensor) else value)
+            ids, n, rng = None, -1, None
+            if draws:
+                _, _, ids, n, rng = draws[0]
+                if len(draws) > 1:
+                    n = sum(d[3] for d in draws)
+                    ids = [i for d in draws for i in d[2]] if all(d[2] is not None for d in draws) else None
+            index = step - begun if epoch >= 0 else -1
+            norm, limit = (clip[2], clip[1]) if clip[0] == step else (NAN, NAN)
+            rows.append([step, value, epoch, index, n, ids, lr, limit, norm, hyper, rng, draws])
+        self._micro_per_step = len(steps[-1][1]) or 1
+        return rows
+
+    def _read_measured(self) -> None:
+        for name, step, value in self._measured:
             if name.endswith("/"):
                 self._writer.table(name[:-1], step, value.tolist())
             else:
                 self._writer.point(name, step, value.item())
-        self._pending.clear()
+        self._measured.clear()
 
     def _detect(self, rows: list[list[Any]], now: float) -> None:
         if self._detector is None:
@@ -615,7 +655,8 @@ class Recorder:
         if self._keeper is not None and self._recent:
             middle = median(self._recent)
             height = loss / middle if middle > 0 and loss == loss else float("inf")
-            at_end = row[INDEX] >= 0 and row[INDEX] == self._last_index()
+            # What the last update of an epoch did to the network shows in the first losses of the next one.
+            at_end = row[INDEX] >= 0 and row[INDEX] in (self._last_index(), *((0, 1, 2) if row[EPOCH] > 0 else ()))
             self._keeper.event(step, height, at_epoch_end=at_end, fresh=fresh, elapsed_s=now - self._begun)
 
     def _adapt(self, now: float) -> None:
@@ -650,7 +691,7 @@ class Recorder:
     def _header(self) -> dict[str, object]:
         model, optimizer = self.model, self.optimizer
         is_module, is_optimizer = isinstance(model, nn.Module), isinstance(optimizer, Optimizer)
-        last = self._last_index() if self._index >= 0 else None
+        last = self._last_index() if self._context[0] >= 0 else None
         from datetime import datetime
 
         return {
@@ -669,7 +710,7 @@ class Recorder:
             "store_batches": self._store_batches,
             "accumulate": self._micro_per_step,
             "steps_per_epoch": None if last is None else last + 1,
-            **self._facts,
+            **self.facts,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "python": platform.python_version(),
@@ -702,10 +743,16 @@ class Recorder:
         if self._folder is not None:
             self._folder.close()
         self._keeper = None
-        self._rows = []
+        self._steps, self._draws = [], []
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: Exception, loss: Any = 0.0) -> None:
         """Stop recording, say so once, and keep what was written."""
+        try:
+            _number(loss)
+        except BadTraining as unusable:
+            error = unusable
+        except Exception:
+            pass
         was_on, folder = not self._off, self.path
         self._off = True
         if was_on and not isinstance(error, OSError):
@@ -776,19 +823,11 @@ class _Evaluating:
         if recorder._off or not recorder._evaluating:
             return
         recorder._evaluating -= 1
-        recorder._evaluated = True  # an evaluation may draw random numbers
+        recorder._evaluated = recorder._look = True  # an evaluation may draw random numbers
         recorder._writer.mark(recorder._step, "evaluation", {"seconds": round(monotonic() - self._since, 6)})
 
 
 _RESERVED = frozenset({"probe", "gradient_norm", "update_norm", "weight_norm", "clip_norm", "clip_max_norm", "loss"})
-
-
-def _cpu_value(loss: torch.Tensor) -> float:
-    try:
-        value = loss.detach().item()
-    except RuntimeError:  # more than one element
-        return _number(loss)
-    return value if type(value) is float else _number(loss)
 
 
 def _number_or_later(loss: Any) -> Any:

@@ -38,6 +38,12 @@ def resolve(target: str) -> Training | Callable[..., Training]:
     raise BadTraining(f"there is no file or folder named {target}; write {EXAMPLE}")
 
 
+def stored(target: str) -> str | None:
+    """The target as a run folder keeps it, so that it still names the same file elsewhere. None for a recorded run."""
+    file, colon, name = target.rpartition(":")
+    return f"{Path(file).resolve()}:{name}" if colon and Path(file).is_file() else None
+
+
 def load(file: Path, name: str) -> Any:
     """Run the file as a module, with its folder on the search path as Python does, and take `name` from it.
 

@@ -97,7 +97,12 @@ class Evidence:
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One arm of the experiment: the excess of each pair, and the share of the baseline's that it removed."""
+    """One arm of the experiment: the excess of each pair, and the share of the baseline's that it removed.
+
+    The excess of a pair is the area above the level before the event, in log-loss times steps: of the probe loss over
+    the steps that follow where the network moved, else of the logged loss over the event's own steps (for one step of a
+    periodic event that is its amplitude in nats).
+    """
 
     arm: ArmName
     words: str
@@ -192,9 +197,9 @@ class Run:
 class Trial:
     """One replay of one arm of one pair, or (backend "scratch") one training of one arm with one seed.
 
-    `reported[k]` is the loss as logged at step `first_step + k`; `state[k]` the loss on the probe set right
-    after that step, `reference` the probe loss before the event. Pairs of the same number share everything
-    but the arm. `measure` says which of the two the excess of this arm is taken from.
+    `reported[k]` is the loss as logged at step `first_step + k`, nan where the step was skipped; `state[k]` the loss on
+    the probe set right after that step. The references are their levels before the event. Pairs of the same number share
+    everything but the arm.
     """
 
     cause: str
@@ -238,7 +243,10 @@ class Suspicion:
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnosis:
-    """The result. Its fields are the published JSON; `run_record` and `trials` serve the pictures only."""
+    """The result. Its fields are the published JSON, but for the last three, which serve text and pictures.
+
+    `missing` says what could not be looked at, and how to supply it.
+    """
 
     schema_version: int = SCHEMA_VERSION
     run: RunInfo
@@ -247,7 +255,7 @@ class Diagnosis:
     verdicts: tuple[Verdict, ...] = ()
     record: Run | None = field(default=None, compare=False, repr=False)
     trials: tuple[Trial, ...] = field(default=(), compare=False, repr=False)
-    looked: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    missing: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     def __str__(self) -> str:
         from whyspike.reports.terminal import render

@@ -60,7 +60,7 @@ class DoubleAveragedLoss(Cause):
         )
 
     def signature(self, seen: Observation) -> Suspicion | None:
-        events = [e for e in seen.last_batch_events() if e.kind in ("periodic", "spike")]
+        events = [e for e in seen.last_batch_events() if e.kind != "dip"]
         last = last_batch(seen.run)
         if not events or last is None:
             return None

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from whyspike.reports import _form as form
+from whyspike import form
 from whyspike.reports import _words as words
 from whyspike.types import Diagnosis, Event, Run, Trial
 

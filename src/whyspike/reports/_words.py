@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
-from whyspike.reports._form import count, factor, number, percent, plain
+from whyspike.form import count, factor, number, percent, plain
 from whyspike.types import Arm, Cure, Diagnosis, Event, Verdict
 
 HARM = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from whyspike.reports import _form as form
+from whyspike import form
 from whyspike.reports import _words as words
 
 if TYPE_CHECKING:

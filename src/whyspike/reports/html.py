@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from whyspike.errors import OutputExists
-from whyspike.reports import _form as form
+from whyspike import form
 from whyspike.reports import _words as words
 
 if TYPE_CHECKING:

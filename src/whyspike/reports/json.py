@@ -17,7 +17,7 @@ import msgspec
 from whyspike.errors import UnreadableRun
 from whyspike.types import SCHEMA_VERSION, Diagnosis, Preflight
 
-PICTURES = frozenset({"record", "trials", "looked"})  # fields of Diagnosis that serve the pictures, not the document
+PICTURES = frozenset({"record", "trials", "missing"})  # fields of Diagnosis that serve the pictures, not the document
 
 # ------------------------------------------------------------------------------- written
 

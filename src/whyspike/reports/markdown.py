@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from whyspike.reports import _form as form
+from whyspike import form
 from whyspike.reports import _words as words
 
 if TYPE_CHECKING:
@@ -49,10 +49,10 @@ def _report(diagnosis: Diagnosis) -> Iterator[str]:
         yield "**Ruled out**\n"
         yield from (f"- `{v.cause}`: {_text(words.headline_of(v))}" for v in parts.refuted)
         yield ""
-    if parts.untested or diagnosis.looked:
+    if parts.untested or diagnosis.missing:
         yield "**What could not be looked at**\n"
         yield from (f"- `{words.label(v)}`: {_text(words.headline_of(v))}" for v in parts.untested)
-        yield from (f"- {_text(text)}" for text in diagnosis.looked)
+        yield from (f"- {_text(text)}" for text in diagnosis.missing)
         yield ""
     if diagnosis.run.notes:
         yield "**About the record**\n"

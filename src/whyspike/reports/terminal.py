@@ -20,7 +20,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from whyspike.reports import _form as form
+from whyspike import form
 from whyspike.reports import _words as words
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def _report(diagnosis: Diagnosis) -> Iterator[RenderableType]:
         yield Gutter(_listed((v.cause, words.headline_of(v)) for v in parts.refuted))
     for verdict in parts.untested:
         yield _line(verdict.outcome, verdict.cause, words.headline_of(verdict))
-    for text in diagnosis.looked:
+    for text in diagnosis.missing:
         yield _line("not looked at", None, form.plain(text))
     for note in diagnosis.run.notes:
         yield _line("note", note.id, form.plain(note.text))
