@@ -37,7 +37,14 @@ def exponent_table() -> list[str]:
         return a, b, c
 
     with torch.no_grad():
-        full = float(np.mean([float(multibox_loss_averaged_twice(made.model, x) / multibox_loss(made.model, x)) for x in (batch(32),) * 4]))
+        full = float(
+            np.mean(
+                [
+                    float(multibox_loss_averaged_twice(made.model, x) / multibox_loss(made.model, x))
+                    for x in (batch(32),) * 4
+                ]
+            )
+        )
         for b in SIZES:
             ratios = []
             for _ in range(64):
@@ -82,9 +89,13 @@ def main() -> None:
     case = find_case("double-averaged-loss")
     for seed in range(chosen.seeds):
         started = time.monotonic()
-        made = prove(case.sick, seed=seed, progress=lambda words, done: print(f"\r{words[:70]:<70}", end="", file=sys.stderr))
+        made = prove(
+            case.sick, seed=seed, progress=lambda words, done: print(f"\r{words[:70]:<70}", end="", file=sys.stderr)
+        )
         took = time.monotonic() - started
-        base = [t for t in made.trials if t.arm == "baseline" and t.reproduced is not None and t.cause == made.answer.cause]
+        base = [
+            t for t in made.trials if t.arm == "baseline" and t.reproduced is not None and t.cause == made.answer.cause
+        ]
         lines += [
             f"## Seed {seed}: {made.answer.status}, {made.answer.cause} ({took:.0f} s on one thread)",
             "",
@@ -96,7 +107,10 @@ def main() -> None:
             "",
         ]
         for verdict in made.verdicts[:1]:
-            lines += ["| cure, trained from scratch | verified | final probe loss (before) | last batch (before) | events (before) |", "|---|---|---|---|---|"]
+            lines += [
+                "| cure, trained from scratch | verified | final probe loss (before) | last batch (before) | events (before) |",
+                "|---|---|---|---|---|",
+            ]
             for cure in verdict.cures:
                 n = cure.numbers or {}
                 lines.append(

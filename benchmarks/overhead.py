@@ -11,15 +11,10 @@ control, which shows what the machine's noise alone makes of a ratio.
 
 from __future__ import annotations
 
-import argparse
 import gc
-import json
 import os
 import random
 import resource
-import shutil
-import subprocess
-import sys
 import tempfile
 import time
 import tracemalloc
@@ -63,7 +58,9 @@ class Transformer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.token, self.place = nn.Embedding(256, 384), nn.Embedding(128, 384)
-        layer = nn.TransformerEncoderLayer(384, 6, 1536, dropout=0.1, activation="gelu", batch_first=True, norm_first=True)
+        layer = nn.TransformerEncoderLayer(
+            384, 6, 1536, dropout=0.1, activation="gelu", batch_first=True, norm_first=True
+        )
         self.layers = nn.TransformerEncoder(layer, 6, enable_nested_tensor=False)
         self.head = nn.Linear(384, 256)
         self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(128), persistent=False)
@@ -169,7 +166,9 @@ class Result:
         return float(np.quantile(np.median(draws, axis=1), 0.95))
 
 
-def compare(setup: Setup, arms: dict[str, Callable[[Setup, Path], Iterator[None]]], rounds: int, seed: int = 0) -> list[Result]:
+def compare(
+    setup: Setup, arms: dict[str, Callable[[Setup, Path], Iterator[None]]], rounds: int, seed: int = 0
+) -> list[Result]:
     """Run the arms in turns. The arm "off" is the reference."""
     order = random.Random(seed)
     with tempfile.TemporaryDirectory() as scratch:

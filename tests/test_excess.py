@@ -19,7 +19,9 @@ def test_state_excess_is_the_area_above_the_level_from_the_event_on() -> None:
 
 def test_reported_excess_looks_at_the_events_own_steps_only() -> None:
     reported = [1.0, 1.0, math.e**2, math.e, 5.0]
-    got = excess("reported", reported=reported, state=[1.0] * 5, onset=2, length=1, reported_reference=1.0, state_reference=1.0)
+    got = excess(
+        "reported", reported=reported, state=[1.0] * 5, onset=2, length=1, reported_reference=1.0, state_reference=1.0
+    )
     assert got == pytest.approx(2.0)
 
 
@@ -30,7 +32,15 @@ def test_growth_is_measured_from_the_first_point() -> None:
 
 
 def test_dip_is_the_area_below() -> None:
-    got = excess("dip", reported=[1.0, math.exp(-2.0)], state=[1.0, 1.0], onset=1, length=1, reported_reference=1.0, state_reference=1.0)
+    got = excess(
+        "dip",
+        reported=[1.0, math.exp(-2.0)],
+        state=[1.0, 1.0],
+        onset=1,
+        length=1,
+        reported_reference=1.0,
+        state_reference=1.0,
+    )
     assert got == pytest.approx(2.0)
 
 

@@ -37,7 +37,9 @@ def at(**changes: Any) -> StepContext:
     return StepContext(**values)
 
 
-def trained(intervention: Intervention, batches: list[Batch], contexts: list[StepContext], optimizer: str = "sgd") -> torch.Tensor:
+def trained(
+    intervention: Intervention, batches: list[Batch], contexts: list[StepContext], optimizer: str = "sgd"
+) -> torch.Tensor:
     torch.manual_seed(0)
     model = nn.Linear(3, 1)
     made = (
@@ -66,7 +68,11 @@ def by_hand(gradient_scale: list[float], batches: list[Batch], momentum_after: l
                 new = g * scale if old is None else old * 0.9 + g * scale
                 p -= 0.1 * new
                 what = (momentum_after or ["keep"] * len(batches))[k]
-                buffers[i] = {"keep": new, "zero": torch.zeros_like(new), "without": torch.zeros_like(new) if old is None else old * 0.9}[what]
+                buffers[i] = {
+                    "keep": new,
+                    "zero": torch.zeros_like(new),
+                    "without": torch.zeros_like(new) if old is None else old * 0.9,
+                }[what]
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
@@ -141,7 +147,10 @@ def test_interventions_act_where_they_are_told_to() -> None:
 def test_accumulated_micro_batches_give_the_gradient_of_their_mean() -> None:
     one, two = data(8, 1), data(8, 2)
     results = []
-    for batches, rule in (([one, two], StepRule(accumulate=2)), ([(torch.cat([one[0], two[0]]), torch.cat([one[1], two[1]]))], StepRule())):
+    for batches, rule in (
+        ([one, two], StepRule(accumulate=2)),
+        ([(torch.cat([one[0], two[0]]), torch.cat([one[1], two[1]]))], StepRule()),
+    ):
         torch.manual_seed(0)
         model = nn.Linear(3, 1)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

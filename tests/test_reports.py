@@ -19,9 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from report_examples import EXAMPLES, explained, healthy, hostile, unexplained
 
-from whyspike import reports
+from whyspike import form, reports
 from whyspike.errors import UnreadableRun, WhySpikeError
-from whyspike import form
 from whyspike.reports import _words as words
 from whyspike.reports import json as document
 from whyspike.reports import terminal

@@ -24,7 +24,8 @@ def answer(seen: Observation, verdicts: Sequence[Verdict]) -> Answer:
             status="cannot-say",
             cause=None,
             harm=None,
-            sentence=f"The record has {len(seen.run)} steps; at least {LEAST_STEPS} are needed to tell a spike from a level.",
+            sentence=f"The record has {len(seen.run)} steps; at least {LEAST_STEPS} are needed to tell a spike "
+            "from a level.",
         )
     if top is None and not open_:
         return Answer(status="healthy", cause=None, harm=None, sentence=_healthy(seen))

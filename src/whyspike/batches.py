@@ -277,7 +277,9 @@ def flatten(tree: Any, prefix: str = "t", *, where: str = "the batch") -> tuple[
             kind = type(x).__name__ if type(x).__name__ in _MAPPINGS else "dict"
             for key in x:
                 if not (key is None or isinstance(key, str | int | float | bool)):
-                    raise NotReplayable(f"{where} has a key of type {type(key).__name__}; strings and numbers can be stored")
+                    raise NotReplayable(
+                        f"{where} has a key of type {type(key).__name__}; strings and numbers can be stored"
+                    )
             return {"t": kind, "k": list(x), "i": [node(v, f"{where}[{k!r}]") for k, v in x.items()]}
         if isinstance(x, tuple | list | deque | set):
             items = [node(v, f"{where}[{i}]") for i, v in enumerate(x)]
@@ -307,11 +309,15 @@ def unflatten(tree: Any, tensors: Mapping[str, Any]) -> Any:
         return np.dtype(tree["d"]).type(tree["v"])
     items = [unflatten(i, tensors) for i in tree["i"]]
     if kind in _MAPPINGS:
-        return _MAPPINGS[kind](zip(tree["k"], items, strict=True)) if kind != "Counter" else Counter(dict(zip(tree["k"], items, strict=True)))
+        return (
+            _MAPPINGS[kind](zip(tree["k"], items, strict=True))
+            if kind != "Counter"
+            else Counter(dict(zip(tree["k"], items, strict=True)))
+        )
     if kind == "named":
         module, name, *fields = tree["c"]
         cls = getattr(sys.modules.get(module), name, None)
         if not (isinstance(cls, type) and getattr(cls, "_fields", None) == tuple(fields)):
-            cls = namedtuple(name.rsplit(".", 1)[-1], fields)  # noqa: PYI024
+            cls = namedtuple(name.rsplit(".", 1)[-1], fields)
         return cls(*items)
     return {"tuple": tuple, "list": list, "deque": deque, "set": set}[kind](items)

@@ -129,7 +129,9 @@ def _flatten_storable(value: Any, name: str) -> tuple[Any, dict[str, torch.Tenso
                     raise
         tree = {"t": "dict", "k": list(kept), "i": [t for t, _ in kept.values()]}
         found = {k: v for _, part in kept.values() for k, v in part.items()}
-    return tree, {k: v if isinstance(v, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(v)) for k, v in found.items()}
+    return tree, {
+        k: v if isinstance(v, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(v)) for k, v in found.items()
+    }
 
 
 def restore(
@@ -146,7 +148,9 @@ def restore(
             _restore_optimizer(capsule, optimizer)
     for target, tree in ((scheduler, capsule.scheduler), (scaler, capsule.scaler)):
         if target is not None and tree is not None:
-            target.load_state_dict(batches.unflatten(tree, {k: v.clone() for k, v in _of(tree, capsule.tensors).items()}))
+            target.load_state_dict(
+                batches.unflatten(tree, {k: v.clone() for k, v in _of(tree, capsule.tensors).items()})
+            )
     if torch.get_num_threads() != capsule.threads:
         torch.set_num_threads(capsule.threads)
     restore_rng(dict(capsule.rng))
@@ -178,7 +182,9 @@ def _restore_model(capsule: Capsule, model: nn.Module) -> None:
         if same:
             torch._foreach_copy_([own[k] for k in same], [theirs[k] for k in same])
         for k in own.keys() - set(same):
-            own[k].set_(theirs[k].to(own[k].device, copy=True)) if own[k].shape != theirs[k].shape else own[k].copy_(theirs[k])
+            own[k].set_(theirs[k].to(own[k].device, copy=True)) if own[k].shape != theirs[k].shape else own[k].copy_(
+                theirs[k]
+            )
     training = set(capsule.training)
     for name, module in model.named_modules():
         module.training = name in training
@@ -276,7 +282,11 @@ def _separate(tensors: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
     for name, value in tensors.items():
-        t = torch.from_numpy(np.ascontiguousarray(value)) if isinstance(value, np.ndarray) else value.detach().cpu().contiguous()
+        t = (
+            torch.from_numpy(np.ascontiguousarray(value))
+            if isinstance(value, np.ndarray)
+            else value.detach().cpu().contiguous()
+        )
         storage = t.untyped_storage()
         if storage.data_ptr() in seen or storage.nbytes() != t.numel() * t.element_size():
             t = t.clone()

@@ -156,7 +156,9 @@ def document_of(metadata: Mapping[str, str] | None, path: Path) -> dict[str, Any
     if document.get("format") != FORMAT:
         raise NotReplayable(f"{path} is a safetensors file, but no capsule of whyspike")
     if document.get("version") != VERSION:
-        raise NotReplayable(f"{path} has format version {document.get('version')}; this whyspike reads version {VERSION}")
+        raise NotReplayable(
+            f"{path} has format version {document.get('version')}; this whyspike reads version {VERSION}"
+        )
     return document
 
 

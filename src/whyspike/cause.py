@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
+from math import isfinite
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from whyspike.errors import UnknownCause
@@ -77,7 +78,7 @@ class Observation:
         found = self.run.signals.get("gradient_norm")
         if found is None or not len(found.value):
             return None
-        ordered = sorted(v for v in found.value.tolist() if v == v)
+        ordered = sorted(v for v in found.value.tolist() if isfinite(v))
         return ordered[len(ordered) // 2] if ordered else None
 
     def momentum(self) -> float | None:
@@ -121,7 +122,8 @@ class Cause:
     family: ClassVar[Family]
     status: ClassVar[Literal["stable", "preview"]] = "stable"
     aliases: ClassVar[tuple[str, ...]] = ()
-    needs: ClassVar[tuple[str, ...]] = ()  # of "n_samples", "sample_ids", "steps_per_epoch", "exponent", "replay", "units"
+    # of "n_samples", "sample_ids", "steps_per_epoch", "exponent", "units", "batch_null", "replay"
+    needs: ClassVar[tuple[str, ...]] = ()
     rank: ClassVar[int] = 50  # among confirmed causes the answer is the lowest: roots before what they set off
     harmless: ClassVar[bool] = False  # expected behaviour: harm is "none"
     measure: ClassVar[Measure | None] = None  # what it is judged by; None: the network where it moved, else the plot

@@ -128,7 +128,11 @@ class Experiment:
         return int(np.argmin(np.append(typical >= VISIBLE, False)))
 
     def state_factor(self, event_ids: Sequence[str]) -> tuple[float | None, int]:
-        """Of the baseline: median over pairs of the peak probe loss over its level before, and of the steps above 1.1."""
+        """How the baseline moves the probe loss.
+
+        Returns:
+            Median over pairs of its peak over its level before, and of the number of steps above 1.1 times that level.
+        """
         peaks, lengths = [], []
         for pair in self.pairs(event_ids):
             if pair.redraw is not None:
@@ -174,7 +178,7 @@ class Experiment:
                 if progress and k % 10 == 0:
                     progress(f"replaying {cause.id}: placebo draw {k + 1} of {PLACEBO_DRAWS}", k / PLACEBO_DRAWS)
                 drawn = replace(first, number=first.number + 1 + k, redraw=k)
-                made.append(self._trial(cause, "placebo", placebo, drawn, measure))
+                made += [self._trial(cause, "placebo", placebo, drawn, measure)]
         return tuple(made)
 
     def _trial(self, cause: Cause, arm: ArmName, intervention: Intervention, pair: Pair, measure: Measure) -> Trial:

@@ -34,7 +34,8 @@ class RescaleLoss(Intervention):
     """Multiply the loss by `factor(at)`."""
 
     def __init__(self, factor: Callable[[StepContext], float], words: str, where: Where = "event") -> None:
-        self.factor, self.words, self.where = factor, words, where
+        self.factor, self.words = factor, words
+        self.where: Where = where
 
     def loss(self, at: StepContext, loss: torch.Tensor) -> torch.Tensor:
         return loss * self.factor(at) if _acts(self.where, at) else loss
@@ -44,7 +45,8 @@ class SkipBatch(Intervention):
     """Leave the batch out: no forward, no update."""
 
     def __init__(self, words: str = "that batch skipped", where: Where = "event") -> None:
-        self.words, self.where = words, where
+        self.words = words
+        self.where: Where = where
 
     def batch(self, at: StepContext, batch: Any) -> Any | None:
         return None if _acts(self.where, at) else batch
@@ -54,9 +56,14 @@ class FillBatch(Intervention):
     """Put the same samples into a full batch, topped up with other training samples."""
 
     def __init__(
-        self, draw: Draw, words: str = "the same samples in a full batch", where: Where = "event", size: int | None = None
+        self,
+        draw: Draw,
+        words: str = "the same samples in a full batch",
+        where: Where = "event",
+        size: int | None = None,
     ) -> None:
-        self.draw, self.words, self.where, self.size = draw, words, where, size
+        self.draw, self.words, self.size = draw, words, size
+        self.where: Where = where
 
     def batch(self, at: StepContext, batch: Any) -> Any:
         missing = (self.size or at.batch_size) - batches.size(batch)
@@ -69,7 +76,8 @@ class ReplaceSamples(Intervention):
     """As many other training samples in place of the batch's own."""
 
     def __init__(self, draw: Draw, words: str = "other samples in the batch", where: Where = "event") -> None:
-        self.draw, self.words, self.where = draw, words, where
+        self.draw, self.words = draw, words
+        self.where: Where = where
 
     def batch(self, at: StepContext, batch: Any) -> Any:
         return self.draw(batches.size(batch)) if _acts(self.where, at) else batch
@@ -78,8 +86,11 @@ class ReplaceSamples(Intervention):
 class ClipGradNorm(Intervention):
     """Clip the global L2 norm of the gradients, or of each tensor on its own with `per_tensor`."""
 
-    def __init__(self, max_norm: float, words: str | None = None, where: Where = "event", *, per_tensor: bool = False) -> None:
-        self.max_norm, self.where, self.per_tensor = max_norm, where, per_tensor
+    def __init__(
+        self, max_norm: float, words: str | None = None, where: Where = "event", *, per_tensor: bool = False
+    ) -> None:
+        self.max_norm, self.per_tensor = max_norm, per_tensor
+        self.where: Where = where
         self.words = words or f"gradient clipped to norm {max_norm:.3g}{' per tensor' if per_tensor else ''}"
 
     def gradients(self, at: StepContext, model: nn.Module) -> None:
@@ -111,7 +122,8 @@ class ZeroMomentum(Intervention):
     """Set the first moment of the optimizer to zero right after the step."""
 
     def __init__(self, words: str = "momentum set to zero right after it", where: Where = "event") -> None:
-        self.words, self.where = words, where
+        self.words = words
+        self.where: Where = where
 
     def after_update(self, at: StepContext, optimizer: Optimizer) -> None:
         if _acts(self.where, at):
@@ -123,7 +135,8 @@ class SubtractMomentum(Intervention):
     """Take the step's own gradient out of the first moment right after the step; the rest of the memory stays."""
 
     def __init__(self, words: str = "its gradient taken out of the momentum", where: Where = "event") -> None:
-        self.words, self.where = words, where
+        self.words = words
+        self.where: Where = where
         self.kept: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def begin(self, model: nn.Module, optimizer: Optimizer) -> None:
@@ -143,7 +156,8 @@ class ScaleLr(Intervention):
     """Multiply the learning rate. At a tenth it removes any spike, so it is a ceiling and proves nothing."""
 
     def __init__(self, factor: float, words: str | None = None, where: Where = "event") -> None:
-        self.factor, self.where = factor, where
+        self.factor = factor
+        self.where: Where = where
         self.words = words or f"learning rate x {factor:g}"
 
     def before_update(self, at: StepContext, optimizer: Optimizer) -> None:

@@ -20,6 +20,7 @@ REPRODUCED = 0.8
 REMOVED = 0.8
 PLACEBO_CHANGE = 0.2
 ALPHA = 0.01
+WINSOR = 3.0  # times the baseline's median: one replay that overflows must not decide the shares of all the others
 REFUTED = 0.5  # an intervention that leaves more than half of the excess did not hit the cause
 
 
@@ -40,21 +41,25 @@ def _table(trials: Sequence[Trial], arm: str, words: str) -> dict[int, Trial]:
 
 
 def judge(trials: Sequence[Trial]) -> Judged | None:
-    """Compare the arms of one cause. The first intervention decides. None without a baseline or an intervention."""
+    """Compare the arms of one cause. The first intervention decides. None without a baseline or an intervention.
+
+    Shares are ratios of means over pairs, each excess winsorised at three times the baseline's median.
+    """
     base = {t.pair: t for t in trials if t.arm == "baseline"}
     named: dict[tuple[str, str], None] = dict.fromkeys((t.arm, t.words) for t in trials if t.arm != "baseline")
     if not base or not any(arm == "intervention" for arm, _ in named):
         return None
     base_excess = np.array([t.excess for t in base.values()])
     arms = [Arm(arm="baseline", words="as it was", n=len(base), excess=tuple(map(float, base_excess)))]
+    most = WINSOR * float(np.median(base_excess))
     removed = change = float("nan")
     decided: dict[int, Trial] | None = None
     placebo: dict[int, Trial] = {}
     for arm, words in named:
         table = _table(trials, arm, words)
         shared = [k for k in base if k in table]
-        a = np.array([base[k].excess for k in shared])
-        b = np.array([table[k].excess for k in shared])
+        a = np.minimum([base[k].excess for k in shared], most)
+        b = np.minimum([table[k].excess for k in shared], most)
         comparable = len(shared) > 0 and bool(np.isfinite(a).all() and np.isfinite(b).all()) and a.mean() > 0
         share = share_removed(a, b) if comparable else float("nan")
         interval = ratio_interval(a, b) if comparable and len(shared) >= 2 else None
@@ -113,9 +118,15 @@ def outcome(judged: Judged, corrected_p: float) -> tuple[Outcome, str | None]:
     if not np.isfinite(base).all() or base.mean() <= 0:
         return "inconclusive", "the unchanged replay shows no excess to remove"
     if judged.removed < REFUTED:
-        return "refuted", f"the intervention removed {percent(judged.removed)} of the excess; at least {percent(REMOVED)} is needed"
+        return (
+            "refuted",
+            f"the intervention removed {percent(judged.removed)} of the excess; at least {percent(REMOVED)} is needed",
+        )
     if judged.removed < REMOVED:
-        return "inconclusive", f"the intervention removed {percent(judged.removed)} of the excess; at least {percent(REMOVED)} is needed"
+        return (
+            "inconclusive",
+            f"the intervention removed {percent(judged.removed)} of the excess; at least {percent(REMOVED)} is needed",
+        )
     if judged.placebo_change > PLACEBO_CHANGE:
         return "inconclusive", (
             f"a placebo changed the excess by {percent(judged.placebo_change)}; it may change it by {percent(PLACEBO_CHANGE)} at most"
@@ -131,7 +142,9 @@ def evidence(judged: Judged, corrected_p: float) -> tuple[Evidence, ...]:
     rows = [
         Evidence(
             statement="unchanged replays that are bitwise the record",
-            observed="none could be compared" if judged.reproduced != judged.reproduced else f"{percent(judged.reproduced)}",
+            observed="none could be compared"
+            if judged.reproduced != judged.reproduced
+            else f"{percent(judged.reproduced)}",
             expected="100 %",
         )
     ]

@@ -16,7 +16,7 @@ from whyspike import batches, capsule
 from whyspike.capsule_file import StepRecord
 from whyspike.errors import NotReplayable
 from whyspike.pins import Pins
-from whyspike.recordwriter import BATCHES, CLIP, EPOCH, HYPER, IDS, INDEX, LOSS, N_SAMPLES, RNG, STEP
+from whyspike.recordwriter import Step, n_samples, sample_ids
 from whyspike.ring import Ring, Slot, main_memory
 from whyspike.runfolder import RunFolder
 from whyspike.strides import Stride
@@ -54,7 +54,8 @@ class Keeper:
         mark: Mark,
     ) -> None:
         self.stride = Stride("snapshot", 16, BUDGET)
-        self.held: deque[list[Any]] = deque(maxlen=HELD_STEPS)  # rows of RecordWriter
+        self.held: deque[Step] = deque(maxlen=HELD_STEPS)
+        self._end = 0  # the step after the last that is held
         self.batch_size: int | None = None
         self.waiting = False  # whether a pinned snapshot waits for the steps that follow it
         self._ring = Ring(model, optimizer, scheduler, scaler, max_bytes)
@@ -105,21 +106,25 @@ class Keeper:
         if room < HELD_STEPS:
             self.held = deque(self.held, maxlen=max(1, room))
 
-    def follow(self, rows: list[list[Any]]) -> None:
-        """Take over the rows of steps that have ended.
+    def follow(self, first: int, steps: list[Step]) -> None:
+        """Take over steps that have ended, beginning with step `first`.
 
-        Batches that the training has modified in place are noticed: they are not what was drawn, and from here on
-        copies are kept.
+        A batch that the training has modified in place is not what was drawn. From the first such on, copies are kept.
+        Every batch is looked at again before it is written.
         """
-        self.held.extend(rows)
+        self.held.extend(steps)
+        self._end = first + len(steps)
         if self._copy or not self._store:
             return
-        for row in rows:
-            for batch, versions, *_ in row[BATCHES]:
+        for _, draws, _, _ in steps if self.fresh is None else steps[-1:]:
+            for batch, versions, *_ in draws:
                 if versions is not None and versions != _versions(batch):
                     self._copy, self.fresh = True, None
-                    self._say("batches-modified", row[STEP], {})
+                    self._say("batches-modified", first, {})
                     return
+
+    def _held_from(self) -> int:
+        return self._end - len(self.held)
 
     # ------------------------------------------------------------------ snapshots
 
@@ -180,7 +185,7 @@ class Keeper:
     def event(self, step: int, height: float, *, at_epoch_end: bool, fresh: bool, elapsed_s: float) -> None:
         """The detector has seen an event (or, not fresh, a new peak of the last one)."""
         slot = self._ring.covering(step)
-        if slot is None or not self.held or self.held[0][STEP] > slot.step:
+        if slot is None or self._held_from() > slot.step:
             return
         reasons = self._pins.for_event(height, at_epoch_end=at_epoch_end, fresh=fresh, elapsed_s=elapsed_s)
         if not reasons:
@@ -202,11 +207,11 @@ class Keeper:
 
     # ------------------------------------------------------------------ writing
 
-    def write_ready(self, folder: RunFolder, last_step: int) -> None:
+    def write_ready(self, folder: RunFolder) -> None:
         """Write the pinned snapshots whose steps have all been recorded."""
         for slot in self._ring.pinned():
             assert slot.pinned_until is not None
-            if last_step >= slot.pinned_until:
+            if self._end > slot.pinned_until:
                 self._write(slot, folder)
         self.waiting = bool(self._ring.pinned())
 
@@ -222,11 +227,12 @@ class Keeper:
     def _write(self, slot: Slot, folder: RunFolder) -> None:
         until, reasons = slot.pinned_until, slot.reasons
         slot.pinned_until, slot.reasons = None, []
-        rows = [r for r in self.held if until is not None and slot.step <= r[STEP] <= until]
-        if not rows or rows[0][STEP] != slot.step:
+        begin = self._held_from()
+        if until is None or slot.step < begin or slot.step >= self._end:
             return
         start = perf_counter()
-        steps = tuple(_step_record(row) for row in rows)
+        last = min(until, self._end - 1)
+        steps = tuple(_step_record(k, self.held[k - begin]) for k in range(slot.step, last + 1))
         size = sum(t.numel() * t.element_size() for t in slot.state.tensors.values())
         size += sum(batches.n_bytes(s.batches) for s in steps)
         while folder.room() - FRAME_SHARE * self._max_bytes < size:
@@ -238,7 +244,7 @@ class Keeper:
         path = folder.capsule_path(slot.step)
         whole = replace(slot.state, batch_size=self.batch_size, reasons=tuple(reasons), steps=steps)
         capsule.save(whole, path)
-        self._until[slot.step] = rows[-1][STEP]
+        self._until[slot.step] = last
         self._delete(self._pins.written(slot.step, path, reasons, perf_counter() - start))
         if len(self._until) > 256:
             self._until.pop(next(iter(self._until)))
@@ -258,20 +264,20 @@ def lead(last: int) -> int:
     return LEAD if last >= 3 * LEAD else last // 3
 
 
-def _step_record(row: list[Any]) -> StepRecord:
-    kept = row[BATCHES]
-    whole = bool(kept) and all(b is not None and (v is None or v == _versions(b)) for b, v, *_ in kept)
+def _step_record(step: int, held: Step) -> StepRecord:
+    loss, draws, (epoch, begun, _, hyper), clip = held
+    whole = bool(draws) and all(b is not None and (v is None or v == _versions(b)) for b, v, *_ in draws)
     return StepRecord(
-        step=row[STEP],
-        epoch=row[EPOCH],
-        index=row[INDEX],
-        n_samples=max(0, row[N_SAMPLES]),
-        ids=_ids(row[IDS]),
-        hyper=row[HYPER],
-        clip=None if row[CLIP] != row[CLIP] else row[CLIP],
-        loss=row[LOSS],
-        rng=row[RNG],
-        batches=tuple(b for b, *_ in kept) if whole else None,
+        step=step,
+        epoch=epoch,
+        index=step - begun if epoch >= 0 else -1,
+        n_samples=max(0, n_samples(draws)),
+        ids=_ids(sample_ids(draws)),
+        hyper=hyper,
+        clip=clip[1] if clip[0] == step else None,
+        loss=loss,
+        rng=draws[0][4] if draws else None,
+        batches=tuple(b for b, *_ in draws) if whole else None,
     )
 
 
@@ -294,7 +300,5 @@ def _versions(batch: Any) -> Any:
 def _must_copy(batch: Any) -> bool:
     """Whether a batch holds arrays (no version counter) or memory shared with workers (a file handle per tensor)."""
     found: list[bool] = []
-    batches.walk(
-        batch, lambda t: found.append(t.device.type == "cpu" and t.is_shared()), lambda a: found.append(True)
-    )
+    batches.walk(batch, lambda t: found.append(t.device.type == "cpu" and t.is_shared()), lambda a: found.append(True))
     return any(found)

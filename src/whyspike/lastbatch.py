@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from whyspike.types import Run
 from whyspike.stats import bootstrap_interval
+from whyspike.types import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,9 @@ def last_batch(run: Run) -> LastBatch | None:
     lever = float(np.log(size / run.batch_size))
     log_ratio = np.array(ratios)
     low, high = (
-        bootstrap_interval(log_ratio, np.median, seed=0) if len(ratios) > 1 else (float(log_ratio[0]), float(log_ratio[0]))
+        bootstrap_interval(log_ratio, np.median, seed=0)
+        if len(ratios) > 1
+        else (float(log_ratio[0]), float(log_ratio[0]))
     )
     ends = sorted((low / lever, high / lever))
     return LastBatch(

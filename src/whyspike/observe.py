@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 ATTRIBUTED = 3  # events whose factors are measured: about 660 forward passes each
 NULLS = 8  # events that are held against the batch-mean null
-POOL = 512  # training samples behind that null
+COUNTED = 64  # events whose batches are drawn again to count what they hold
+POOL = 512  # training samples behind that null, of which a large batch needs four times its size
+CROSS_SAMPLE = 0.05  # of gamma: 0 for any separable loss to rounding, 1 for InfoNCE (benchmarks/exponent.py)
+SLOW_S = 0.02  # a forward pass slower than this gets fewer bootstrap draws and a smaller pool
 
 Progress = Callable[[str, float], None]
 
@@ -51,10 +54,16 @@ def observe(run: Run, subject: Subject | None = None, progress: Progress | None 
             missing.append(f"the batch-size exponent: {error}")
         if replayable and events:
             try:
-                units = _units(subject)
+                units = _units(subject, events)
             except WhySpikeError as error:
                 missing.append(f"the counts that the loss is divided by: {error}")
-            attributions, null = _on_the_network(subject, run, events, missing, say)
+            contrastive = exponent is not None and abs(exponent.gamma) > CROSS_SAMPLE
+            if contrastive:
+                missing.append(
+                    f"the factors of the events: the loss compares the samples of a batch with each other (it grows by "
+                    f"{exponent.gamma:.2f} log n with n copies), so a tiled batch is not the same batch"  # type: ignore[union-attr]
+                )
+            attributions, null = _on_the_network(subject, run, events, missing, say, contrastive=contrastive)
     events = tuple(replace(e, attribution=attributions.get(e.id)) for e in events)
     return Observation(
         run=run,
@@ -98,25 +107,36 @@ def _exponent(subject: Subject) -> Exponent:
     from whyspike import exponent
 
     if subject.dataset is not None and subject.collate is not None:
-        rows = np.random.default_rng(0).choice(len(subject.dataset), min(subject.batch_size, len(subject.dataset)), replace=False)
+        rows = np.random.default_rng(0).choice(
+            len(subject.dataset), min(subject.batch_size, len(subject.dataset)), replace=False
+        )
         return exponent.measure_from_dataset(
             subject.model, subject.loss_fn, subject.dataset, subject.collate, [int(i) for i in rows]
         )
     return exponent.measure(subject.model, subject.loss_fn, subject.draw(subject.batch_size))
 
 
-def _units(subject: Subject) -> Units | None:
-    """Which count in the batches the loss of full-size steps follows."""
+def _units(subject: Subject, events: Sequence[Event]) -> Units | None:
+    """Which count in the batches the loss of full-size steps follows: of recorded batches, and of those of events."""
     from whyspike import units
 
+    run = subject.run
     rows: list[tuple[float, Mapping[str, float], int, int]] = []
     seen: set[int] = set()
-    for path in subject.run.capsules:
+    for path in run.capsules:
         for step in subject.capsule(path).steps:
-            if step.step in seen or not step.batches or len(step.batches) > 1:
+            if step.step in seen or step.batches is None or len(step.batches) != 1:
                 continue
             seen.add(step.step)
             rows.append((step.loss, units.candidates(step.batches[0], step.n_samples), step.n_samples, step.step))
+    for event in events[:COUNTED]:
+        row = int(np.searchsorted(run.step, event.step))
+        if event.step in seen or run.sample_ids is None or row >= len(run.sample_ids):
+            continue
+        batch = subject.samples(run.sample_ids[row])
+        if batch is not None:
+            n = len(run.sample_ids[row])
+            rows.append((float(run.loss[row]), units.candidates(batch, n), n, event.step))
     logged = {
         name: dict(zip(series.step.tolist(), series.value.tolist(), strict=True))
         for name, series in subject.run.signals.items()
@@ -126,7 +146,7 @@ def _units(subject: Subject) -> Units | None:
 
 
 def _on_the_network(
-    subject: Subject, run: Run, events: Sequence[Event], missing: list[str], say: Progress
+    subject: Subject, run: Run, events: Sequence[Event], missing: list[str], say: Progress, *, contrastive: bool
 ) -> tuple[dict[str, Attribution], dict[str, float]]:
     """The factors of the highest events, and the p of the batch-mean null of more of them."""
     from whyspike import batches
@@ -139,18 +159,24 @@ def _on_the_network(
         found = _window(subject, run, event)
         if found is None:
             missing.append(f"the factors of event {event.id}: no capsule covers step {event.step}")
+            p = _nearby_null(subject, run, event)
+            if p is not None:
+                null[event.id] = p
             continue
         window, batch, loss = found
         say(f"splitting event {event.id} into scale, weights and data", 0.3 + 0.6 * rank / NULLS)
         try:
             subject.at(window, window.event_step)
-            pool = subject.draw(POOL)
+            slow = subject.seconds_per_probe() / len(subject.probe_batches) > SLOW_S
+            if slow and rank:
+                continue
+            pool = subject.draw(64 if slow else POOL)
             losses = per_sample(subject.model, subject.loss_fn, pool, subject.batch_size)
             if np.isfinite(losses).all() and np.isfinite(loss):
                 null[event.id] = float(
                     batch_mean_null(losses, batches.size(batch), loss, n_steps=len(run)).p_value  # type: ignore[union-attr]
                 )
-            if rank < ATTRIBUTED:
+            if rank < ATTRIBUTED and not contrastive:
                 attributions[event.id] = attribute(
                     subject.model,
                     subject.loss_fn,
@@ -158,12 +184,35 @@ def _on_the_network(
                     reported=loss,
                     reference_batches=lambda rng, n: subject.draw(n, rng),
                     batch_size=subject.batch_size,
+                    n_boot=30 if slow else 200,
                     restore_reference=lambda w=window: subject.at(w, subject.capsule(w.path).step),
                     restore_event=lambda w=window: subject.at(w, w.event_step),
                 )
         except WhySpikeError as error:
             missing.append(f"the factors of event {event.id}: {error}")
     return attributions, null
+
+
+def _nearby_null(subject: Subject, run: Run, event: Event) -> float | None:
+    """The batch-mean null of an event that no capsule covers: at the weights of the nearest one, and at its level."""
+    from whyspike.attribute import per_sample
+    from whyspike.replay import Window
+
+    row = int(np.searchsorted(run.step, event.step))
+    steps = {subject.capsule(path).step: path for path in run.capsules}
+    if not steps or run.n_samples is None or not np.isfinite(run.loss[row]):
+        return None
+    near = min(steps, key=lambda s: abs(s - event.step))
+    levels = [np.median(run.loss[max(0, r - 64) : r]) for r in (row, int(np.searchsorted(run.step, near))) if r > 0]
+    if len(levels) < 2 or not all(np.isfinite(v) and v > 0 for v in levels):
+        return None
+    try:
+        subject.at(Window(steps[near], near, None), near)
+        losses = per_sample(subject.model, subject.loss_fn, subject.draw(POOL), subject.batch_size)
+        observed = float(run.loss[row] * levels[1] / levels[0])
+        return float(batch_mean_null(losses, int(run.n_samples[row]), observed, n_steps=len(run)).p_value)
+    except (WhySpikeError, ValueError):
+        return None
 
 
 def _window(subject: Subject, run: Run, event: Event) -> tuple[Any, Any, float] | None:
@@ -175,6 +224,6 @@ def _window(subject: Subject, run: Run, event: Event) -> tuple[Any, Any, float] 
         except WhySpikeError:
             continue
         record = next(s for s in subject.capsule(window.path).steps if s.step == int(step))
-        if len(record.batches or ()) == 1:
+        if record.batches is not None and len(record.batches) == 1:
             held.append((window, record.batches[0], record.loss))
     return held[len(held) // 2] if held else None

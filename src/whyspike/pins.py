@@ -47,7 +47,9 @@ class Pins:
 
     def __init__(self) -> None:
         self._spread = {"event": _Spread(9), "epoch-end": _Spread(9), "steady": _Spread(3)}
-        self._single: dict[str, int] = {}  # "start", "first event", "highest event", "latest event" → step of the capsule
+        self._single: dict[
+            str, int
+        ] = {}  # "start", "first event", "highest event", "latest event" → step of the capsule
         self._highest = -math.inf
         self._elsewhere = 0  # events that were not at the end of an epoch, less those that were
         self._files: dict[int, Path] = {}

@@ -32,7 +32,7 @@ from whyspike.keeper import Keeper
 from whyspike.liveprobe import LiveProbe
 from whyspike.loader_ids import LoaderIds, length, loader_facts
 from whyspike.norms import Norms
-from whyspike.recordwriter import INDEX, LOSS, N_SAMPLES, STEP, RecordWriter
+from whyspike.recordwriter import Context, Draw, RecordWriter, Step
 from whyspike.rngnotes import same_rng, torch_rng_state
 from whyspike.runfolder import LOG, RunFolder
 from whyspike.seams import LossFn
@@ -51,9 +51,6 @@ ALARM = 1.3  # a loss this much above the recent ones is looked at without waiti
 BUDGET = 0.003  # share of the training's time for each costly signal: three, and the snapshots
 MOST_MICRO = 256  # micro-batches of one step that are kept; more means that rec.step() is not called
 NAN = float("nan")
-
-Draw = tuple[Any, Any, Any, int, Any]
-Context = tuple[int, int, float, tuple[dict[str, Any], ...] | None]
 
 
 def watch(
@@ -133,13 +130,12 @@ class Recorder:
 
     def _start(self) -> None:
         self._writer = RecordWriter()
-        # The step that is being built: its micro-batches as (batch, versions, ids, n, generators), and what holds for
-        # many steps as (epoch, first step of the epoch, lr, hyperparameters).
+        # the step that is being built
         self._step = 0
         self._draws: list[Draw] = []
         self._context: Context = (-1, 0, NAN, None)
-        self._clip: tuple[int, float, float] = (-1, NAN, NAN)  # step, max_norm, norm before
-        self._steps: list[tuple[Any, list[Draw], Context, tuple[int, float, float]]] = []  # not drained yet
+        self._clip: tuple[int, float, float] = (-1, NAN, NAN)
+        self._steps: list[Step] = []  # not drained yet
         self._attention = 0  # the step at whose end something else than appending is due
         self._look = True  # the next batch needs more than appending
         self._fresh: Any = None  # Keeper.fresh
@@ -261,7 +257,11 @@ class Recorder:
             self._steps.append((value, self._draws, self._context, self._clip))
             self._draws = []
             self._step = step = self._step + 1
-            if step >= self._attention or monotonic() >= self._flush_at or (type(value) is float and not value <= self._alarm):
+            if (
+                step >= self._attention
+                or monotonic() >= self._flush_at
+                or (type(value) is float and not value <= self._alarm)
+            ):
                 self._attend(step, value)
         except Exception as error:
             self._fail(error, loss)
@@ -342,7 +342,7 @@ class Recorder:
                 if not self._off and ids is not None:
                     try:
                         rows = popleft() if seen else None
-                        if self._look or self._draws or self._step >= self._next_snapshot or len(rows) != self._nominal:
+                        if self._look or self._draws or self._step >= self._next_snapshot or type(rows) is not list or len(rows) != self._nominal:
                             ids.release()
                             self._drawn(batch, rows, before)
                             before = None
@@ -457,7 +457,7 @@ class Recorder:
             return
         try:
             groups = optimizer.param_groups
-            if groups[0]["lr"] != self._lr0 or len(groups) != len(self._lrs) or len(groups) > 1 and self._other_lr():
+            if groups[0]["lr"] != self._lr0 or len(groups) != len(self._lrs) or (len(groups) > 1 and self._other_lr()):
                 self._read_hyper()
             if self._wanted and self._norms is not None:
                 self._measure_before()
@@ -538,7 +538,11 @@ class Recorder:
             self._after_step(step - 1)
         if step >= self._due or step <= self._burst_until:
             self._plan(step)
-        if step >= self._drain_at or monotonic() >= self._flush_at or (type(value) is float and not value <= self._alarm):
+        if (
+            step >= self._drain_at
+            or monotonic() >= self._flush_at
+            or (type(value) is float and not value <= self._alarm)
+        ):
             self._drain()
         self._attention = step + 1 if self._wanted else min(self._drain_at, self._due)
 
@@ -580,47 +584,37 @@ class Recorder:
         """Read the losses, ask the detector, and write what is due."""
         now = monotonic()
         if self._steps:
-            rows = self._take_rows()
-            self._writer.rows(rows)
+            first, steps = self._step - len(self._steps), self._take_steps()
+            self._writer.steps(first, steps)
             self._read_measured()
             if self._keeper is not None:
-                self._keeper.follow(rows)
+                self._keeper.follow(first, steps)
                 self._fresh = self._keeper.fresh
                 self._look = self._look or self._fresh is None
-            self._detect(rows, now)
+            self._detect(first, steps, now)
             recent = self._recent
-            recent.extend([r[LOSS] for r in rows])
+            recent.extend([s[0] for s in steps])
             highest = max(recent)
             self._alarm = highest * ALARM if highest > 0 else float("inf")
             self._adapt(now)
         if self._keeper is not None and self._keeper.waiting:
-            self._keeper.write_ready(self._need_folder(), self._step - 1)
+            self._keeper.write_ready(self._need_folder())
         if flush or now >= self._flush_at or self._writer.n_rows >= FLUSH_STEPS:
             self._flush()
             self._flush_at = now + FLUSH_S
         self._drain_at = self._step + DRAIN_STEPS
 
-    def _take_rows(self) -> list[list[Any]]:
-        """The steps that are not drained yet, as rows of the record, their losses read."""
-        steps, first = self._steps, self._step - len(self._steps)
-        self._steps = []
-        late = [s[0] for s in steps if isinstance(s[0], torch.Tensor)]
-        read = iter(torch.stack(late).tolist()) if late else iter(())
-        rows = []
-        for step, (value, draws, (epoch, begun, lr, hyper), clip) in enumerate(steps, first):
-            if type(value) is not float:
-                value = float(next(read) if isinstance(value, torch.Tensor) else value)
-            ids, n, rng = None, -1, None
-            if draws:
-                _, _, ids, n, rng = draws[0]
-                if len(draws) > 1:
-                    n = sum(d[3] for d in draws)
-                    ids = [i for d in draws for i in d[2]] if all(d[2] is not None for d in draws) else None
-            index = step - begun if epoch >= 0 else -1
-            norm, limit = (clip[2], clip[1]) if clip[0] == step else (NAN, NAN)
-            rows.append([step, value, epoch, index, n, ids, lr, limit, norm, hyper, rng, draws])
+    def _take_steps(self) -> list[Step]:
+        """The steps that are not drained yet, with their losses read: one wait for a GPU, if any."""
+        steps, self._steps = self._steps, []
+        late = [s[0] for s in steps if type(s[0]) is not float]
+        if late:
+            on_gpu = [v for v in late if isinstance(v, torch.Tensor)]
+            read = iter(torch.stack(on_gpu).tolist()) if on_gpu else iter(())
+            values = [s[0] if type(s[0]) is float else float(next(read) if isinstance(s[0], torch.Tensor) else s[0]) for s in steps]
+            steps = [(value, *s[1:]) for value, s in zip(values, steps, strict=True)]
         self._micro_per_step = len(steps[-1][1]) or 1
-        return rows
+        return steps
 
     def _read_measured(self) -> None:
         for name, step, value in self._measured:
@@ -630,19 +624,18 @@ class Recorder:
                 self._writer.point(name, step, value.item())
         self._measured.clear()
 
-    def _detect(self, rows: list[list[Any]], now: float) -> None:
+    def _detect(self, first: int, steps: list[Step], now: float) -> None:
         if self._detector is None:
             from whyspike.detect import Detector
 
             self._detector = Detector(batch_size=self._nominal)
         update, probes = self._detector.update, self._probes
-        for row in rows:
-            step, loss, n = row[STEP], row[LOSS], row[N_SAMPLES]
+        for step, (loss, draws, context, _) in enumerate(steps, first):
+            n = draws[0][3] if len(draws) == 1 else sum(d[3] for d in draws)
             if update(step, loss, n_samples=n if n > 0 else None, probe=probes.pop(step, None) if probes else None):
-                self._event(row, now)
+                self._event(step, loss, context, now)
 
-    def _event(self, row: list[Any], now: float) -> None:
-        step, loss = row[STEP], row[LOSS]
+    def _event(self, step: int, loss: float, context: Context, now: float) -> None:
         fresh = step - self._last_event > 30
         self._last_event = step
         if fresh:
@@ -656,7 +649,8 @@ class Recorder:
             middle = median(self._recent)
             height = loss / middle if middle > 0 and loss == loss else float("inf")
             # What the last update of an epoch did to the network shows in the first losses of the next one.
-            at_end = row[INDEX] >= 0 and row[INDEX] in (self._last_index(), *((0, 1, 2) if row[EPOCH] > 0 else ()))
+            epoch, begun = context[:2]
+            at_end = epoch >= 0 and step - begun in (self._last_index(), *((0, 1, 2) if epoch > 0 else ()))
             self._keeper.event(step, height, at_epoch_end=at_end, fresh=fresh, elapsed_s=now - self._begun)
 
     def _adapt(self, now: float) -> None:
@@ -667,7 +661,9 @@ class Recorder:
         for stride in self._strides:
             factor = stride.adapt(per_step)
             if factor > 1:
-                self._writer.mark(self._step, "stride", {"signal": stride.name, "every": stride.every, "factor": factor})
+                self._writer.mark(
+                    self._step, "stride", {"signal": stride.name, "every": stride.every, "factor": factor}
+                )
                 self._due = min(s.next_after(self._step - 1) for s in self._strides[:3])
         if now - since > 10:
             self._pace = (now, self._step)
@@ -701,7 +697,9 @@ class Recorder:
             "n_parameters": sum(p.numel() for p in model.parameters()) if is_module else None,
             "optimizer": {
                 "name": type(optimizer).__name__,
-                "defaults": {k: _plain(v) for k, v in optimizer.defaults.items() if _is_plain(v)} if is_optimizer else {},
+                "defaults": {k: _plain(v) for k, v in optimizer.defaults.items() if _is_plain(v)}
+                if is_optimizer
+                else {},
             },
             "scheduler": type(self.scheduler).__name__ if self.scheduler is not None else None,
             "scaler": self.scaler is not None,
@@ -723,7 +721,9 @@ class Recorder:
         self._closed = True
         if not self._off:
             try:
-                self._writer.mark(self._step, "facts", {"accumulate": self._micro_per_step, "probe": not self._probe_off})
+                self._writer.mark(
+                    self._step, "facts", {"accumulate": self._micro_per_step, "probe": not self._probe_off}
+                )
                 self._drain()
                 if self._keeper is not None and self._step:
                     self._keeper.finish(self._need_folder())
@@ -757,6 +757,10 @@ class Recorder:
         self._off = True
         if was_on and not isinstance(error, OSError):
             try:  # what is already collected may still be good
+                if self._steps:
+                    first, steps = self._step - len(self._steps), self._take_steps()
+                    self._writer.steps(first, steps)
+                self._need_folder()
                 self._writer.flush()
             except Exception:
                 pass
@@ -869,7 +873,10 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, torch.Tensor):
         return value.numel() == 1
     if isinstance(value, tuple | list):
-        return all(isinstance(v, int | float | bool | type(None)) or isinstance(v, torch.Tensor) and v.numel() == 1 for v in value)
+        return all(
+            isinstance(v, int | float | bool | type(None)) or (isinstance(v, torch.Tensor) and v.numel() == 1)
+            for v in value
+        )
     return isinstance(value, int | float | bool | str | type(None))
 
 
@@ -882,4 +889,8 @@ def _plain(value: Any) -> Any:
 
 
 def _several_processes() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+    return (
+        torch.distributed.is_available()
+        and torch.distributed.is_initialized()
+        and torch.distributed.get_world_size() > 1
+    )

@@ -10,8 +10,15 @@ import numpy as np
 
 from whyspike.runfolder import RunFolder, pack, smallest_unsigned
 
-# The fields of a row: what is known of one step. The same list object is kept for capsules.
-STEP, LOSS, EPOCH, INDEX, N_SAMPLES, IDS, LR, CLIP, CLIP_NORM, HYPER, RNG, BATCHES = range(12)
+# A micro-batch of a step: (batch, version counters of its tensors, sample ids, number of samples, generator states)
+Draw = tuple[Any, Any, Any, int, Any]
+# What holds for many steps: (epoch, first step of the epoch, lr of the first group, hyperparameters of all groups)
+Context = tuple[int, int, float, tuple[dict[str, Any], ...] | None]
+# A step: (loss, its micro-batches, context, the last clipping as (step, max_norm, norm before)). The very same tuples
+# are kept for capsules.
+Step = tuple[Any, list[Draw], Context, tuple[int, float, float]]
+
+NAN = float("nan")
 
 
 class RecordWriter:
@@ -23,47 +30,53 @@ class RecordWriter:
         self.n_rows = 0
         self._floats = {"loss": array("d"), "lr": array("d"), "clip_max_norm": array("d"), "clip_norm": array("d")}
         self._counts = {"epoch": array("q"), "index": array("q"), "n_samples": array("q")}
-        self._ids = array("I")
+        self._ids = array("I")  # twice as fast to fill as 64 bits
         self._ids_count = array("q")
         self._ids_known = True
         self._points: dict[str, tuple[list[int], list[float]]] = {}
         self._tables: dict[str, tuple[list[int], list[Sequence[float]]]] = {}
         self._marks: list[dict[str, object]] = []
 
-    def rows(self, rows: Sequence[list[Any]]) -> None:
-        """Take rows over; their losses must be numbers by now."""
-        floats, counts = self._floats, self._counts
-        floats["loss"].extend([r[LOSS] for r in rows])
-        floats["lr"].extend([r[LR] for r in rows])
-        floats["clip_max_norm"].extend([r[CLIP] for r in rows])
-        floats["clip_norm"].extend([r[CLIP_NORM] for r in rows])
-        counts["epoch"].extend([r[EPOCH] for r in rows])
-        counts["index"].extend([r[INDEX] for r in rows])
-        counts["n_samples"].extend([r[N_SAMPLES] for r in rows])
+    def steps(self, first: int, steps: Sequence[Step]) -> None:
+        """Take over consecutive steps, beginning with step `first`; their losses must be numbers by now."""
+        count, floats, counts = len(steps), self._floats, self._counts
+        floats["loss"].extend([s[0] for s in steps])
+        epoch, begun, lr, _ = context = steps[0][2]
+        if steps[-1][2] is context:  # every change makes a new one
+            floats["lr"].extend([lr] * count)
+            counts["epoch"].extend([epoch] * count)
+            counts["index"].extend(range(first - begun, first - begun + count) if epoch >= 0 else [-1] * count)
+        else:
+            floats["lr"].extend([s[2][2] for s in steps])
+            counts["epoch"].extend([s[2][0] for s in steps])
+            counts["index"].extend([k - s[2][1] if s[2][0] >= 0 else -1 for k, s in enumerate(steps, first)])
+        if steps[-1][3][0] < first:
+            floats["clip_max_norm"].extend([NAN] * count)
+            floats["clip_norm"].extend([NAN] * count)
+        else:
+            clips = [s[3] if s[3][0] == k else (k, NAN, NAN) for k, s in enumerate(steps, first)]
+            floats["clip_max_norm"].extend([c[1] for c in clips])
+            floats["clip_norm"].extend([c[2] for c in clips])
+        counts["n_samples"].extend([n_samples(s[1]) for s in steps])
         if self._ids_known:
-            ids, before = self._ids, len(self._ids)
-            try:
-                for r in rows:
-                    ids.extend(r[IDS])
-                self._ids_count.extend([len(r[IDS]) for r in rows])
-            except OverflowError:  # beyond 32 bits (or negative, which no dataset index of a sampler is)
-                del ids[before:]
-                self._widen(rows)
-            except TypeError:  # unknown in one of them, or no integers
-                self._ids_known = False
-        self.n_rows += len(rows)
+            before = len(self._ids), len(self._ids_count)
+            if not self._add_ids(steps):
+                del self._ids[before[0] :], self._ids_count[before[1] :]
+                self._ids = array("Q", self._ids)  # beyond 32 bits
+                self._ids_known = self._add_ids(steps)
+        self.n_rows += count
 
-    def _widen(self, rows: Sequence[list[Any]]) -> None:
-        if self._ids.typecode == "Q":
-            self._ids_known = False
-            return
-        self._ids = array("Q", self._ids)
+    def _add_ids(self, steps: Sequence[Step]) -> bool:
+        ids, count = self._ids, self._ids_count
         try:
-            for r in rows:
-                self._ids.extend(r[IDS])
-            self._ids_count.extend([len(r[IDS]) for r in rows])
-        except (OverflowError, TypeError):
-            self._ids_known = False
+            for _, draws, _, _ in steps:
+                before = len(ids)
+                for draw in draws:
+                    ids.extend(draw[2])
+                count.append(len(ids) - before)
+        except (OverflowError, TypeError):  # too large; unknown in one of them, or no integers
+            return False
+        return True
 
     def point(self, name: str, step: int, value: float) -> None:
         """A signal that was measured at one step."""
@@ -89,7 +102,9 @@ class RecordWriter:
     def _flush_tables_to_marks(self) -> None:
         for name, (steps, rows) in self._tables.items():
             value = pack(np.asarray(rows, dtype=np.float32))
-            self._marks.append({"kind": "table", "name": name, "step": pack(np.asarray(steps, np.uint32)), "value": value})
+            self._marks.append(
+                {"kind": "table", "name": name, "step": pack(np.asarray(steps, np.uint32)), "value": value}
+            )
         self._tables.clear()
 
     def flush(self) -> None:
@@ -133,3 +148,18 @@ class RecordWriter:
             count = np.frombuffer(self._ids_count, dtype=np.int64)
             columns["ids_count"] = pack(count.astype(smallest_unsigned(int(count.max()))))
         return columns
+
+
+def n_samples(draws: Sequence[Draw]) -> int:
+    """The samples of a step, all micro-batches together; -1 when not known."""
+    if len(draws) == 1:
+        return draws[0][3]
+    counts = [d[3] for d in draws]
+    return sum(counts) if counts and min(counts) >= 0 else -1
+
+
+def sample_ids(draws: Sequence[Draw]) -> list[int] | None:
+    """The dataset indices of a step, all micro-batches together; None when not known."""
+    if not draws or any(d[2] is None for d in draws):
+        return None
+    return draws[0][2] if len(draws) == 1 else [i for d in draws for i in d[2]]

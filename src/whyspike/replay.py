@@ -8,15 +8,15 @@ probe set of training samples. What the user's training was before the experimen
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -65,7 +65,9 @@ class Replayed:
         for ours, theirs in zip(self.reported, self.recorded, strict=True):
             if ours == theirs or (math.isnan(ours) and math.isnan(theirs)):
                 continue
-            worst = max(worst, abs(ours - theirs) / max(abs(theirs), 1e-300)) if math.isfinite(ours - theirs) else math.inf
+            worst = (
+                max(worst, abs(ours - theirs) / max(abs(theirs), 1e-300)) if math.isfinite(ours - theirs) else math.inf
+            )
         return worst
 
 
@@ -93,6 +95,7 @@ class Subject:
         self.rule = rule or StepRule()
         self.dataset, self.collate = dataset, collate
         self.rng = np.random.default_rng(seed)
+        self._probe_s: float | None = None
         self._loaded: dict[Path, capsule.Capsule] = {}
 
     @classmethod
@@ -154,6 +157,14 @@ class Subject:
         rows = rng.choice(size, n, replace=n > size)
         return batches.take(self._pool, [int(i) for i in rows], size)
 
+    def samples(self, ids: Iterable[int]) -> Any | None:
+        """The batch of these dataset indices, drawn again; None where the loader has no dataset to index."""
+        if self.dataset is None or self.collate is None:
+            return None
+        with frozen(self.model):
+            items = [self.dataset[int(i)] for i in ids]
+            return self.collate(items) if items else None
+
     @cached_property
     def probe_batches(self) -> list[Any]:
         """The probe set: fixed training samples, in pieces of at most the batch size."""
@@ -167,6 +178,15 @@ class Subject:
         """The mean loss on the probe set, in eval mode; nothing of the training changes."""
         with frozen(self.model):
             return float(np.mean([float(self.loss_fn(self.model, b)) for b in self.probe_batches]))
+
+    def seconds_per_probe(self) -> float:
+        """How long one measurement of the probe takes."""
+        if self._probe_s is None:
+            self.probe()
+            start = perf_counter()
+            self.probe()
+            self._probe_s = perf_counter() - start
+        return self._probe_s
 
     # ------------------------------------------------------------------ windows and replays
 

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from whyspike.capsule import Capsule, live_state
+from whyspike.capsule import Capsule
+from whyspike.stateview import StateView
 
 SLOTS = 3
 GPU_SHARE = 0.1  # of the free GPU memory; what does not fit is kept in main memory
@@ -44,7 +45,7 @@ class Ring:
     def __init__(
         self, model: nn.Module, optimizer: Optimizer | None, scheduler: Any, scaler: Any, max_bytes: int
     ) -> None:
-        self._of = (model, optimizer, scheduler, scaler)
+        self._view = StateView(model, optimizer, scheduler, scaler)
         self._max_bytes = max_bytes
         self._host: bool | None = None  # copy to main memory; decided at the first snapshot
         self.slots: list[Slot] = []
@@ -55,7 +56,7 @@ class Ring:
         """Copy the complete state, the generators as they are now. None when there is no room for it."""
         if self.refused:
             return None
-        live = live_state(*self._of, step=step)
+        live = self._view.read(step)
         if self._host is None:
             self._decide(live)
             if self.refused:

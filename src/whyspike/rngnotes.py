@@ -26,7 +26,7 @@ def _key(state: dict[str, Any]) -> bytes:
 
 
 def torch_rng_state() -> dict[str, Any]:
-    """torch's generators alone: numpy's and Python's cost twenty times as much to read."""
+    """Torch's generators alone: numpy's and Python's cost twenty times as much to read."""
     state: dict[str, Any] = {"torch": torch.get_rng_state()}
     if torch.cuda.is_initialized():
         state["cuda"] = torch.cuda.get_rng_state_all()

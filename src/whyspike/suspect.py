@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from whyspike.cause import Observation, catalogue
-from whyspike.types import Suspicion
+from whyspike.types import Evidence, Suspicion
 
 
 def suspect(seen: Observation) -> tuple[Suspicion, ...]:
@@ -13,8 +15,28 @@ def suspect(seen: Observation) -> tuple[Suspicion, ...]:
         if all(_has(seen, need) for need in cause.needs):
             suspicion = cause.signature(seen)
             if suspicion is not None:
-                found.append(suspicion)
+                split = _split(seen, suspicion) if suspicion.outcome != "refuted" else ()
+                found.append(replace(suspicion, evidence=(*suspicion.evidence, *split)))
     return tuple(found)
+
+
+def _split(seen: Observation, suspicion: Suspicion) -> tuple[Evidence, ...]:
+    """The factors of the first event of a suspicion that has them: which family of causes it points to."""
+    for event_id in suspicion.events:
+        made = seen.attributions.get(event_id)
+        if made is not None:
+            said = [
+                f"{name} x {value:.3g} ({made.interval[name][0]:.3g} to {made.interval[name][1]:.3g})"
+                for name, value in (("scale", made.scale), ("weights", made.weights), ("data", made.data))
+            ]
+            return (
+                Evidence(
+                    statement="logged loss over that of a typical batch, split into its factors (95 % intervals)",
+                    observed="; ".join(said),
+                    expected="x 1 each: the loss's own scale, weights moved before the step, a batch unlike others",
+                ),
+            )
+    return ()
 
 
 def _has(seen: Observation, need: str) -> bool:

@@ -74,7 +74,9 @@ def build(source: Training | Callable[..., Training], seed: int | None = None) -
     try:
         made = source(seed=seed) if accepts else source()
     except Exception as error:
-        raise BadTraining(f"{name}() raised {type(error).__name__}: {error}; it must return a whyspike.Training") from error
+        raise BadTraining(
+            f"{name}() raised {type(error).__name__}: {error}; it must return a whyspike.Training"
+        ) from error
     if not isinstance(made, Training):
         raise BadTraining(f"{name}() returned {type(made).__name__}; it must return a whyspike.Training")
     return made

@@ -198,8 +198,8 @@ class Trial:
     """One replay of one arm of one pair, or (backend "scratch") one training of one arm with one seed.
 
     `reported[k]` is the loss as logged at step `first_step + k`, nan where the step was skipped; `state[k]` the loss on
-    the probe set right after that step. The references are their levels before the event. Pairs of the same number share
-    everything but the arm.
+    the probe set right after that step. The references are their levels before the event. Pairs of the same number
+    share everything but the arm.
     """
 
     cause: str

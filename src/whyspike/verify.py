@@ -13,7 +13,6 @@ import numpy as np
 
 from whyspike.cause import ScratchCure
 from whyspike.detect import Detector
-from whyspike.periods import periodic_events
 from whyspike.rerun import Source, Trained, train
 from whyspike.seams import BASELINE
 from whyspike.types import Cure
@@ -27,7 +26,7 @@ def spikes(trained: Trained) -> int:
     """Events of the logged loss."""
     detector = Detector(batch_size=trained.batch_size or None)
     for step, (loss, n) in enumerate(zip(trained.loss.tolist(), trained.n_samples.tolist(), strict=True)):
-        if loss == loss:
+        if np.isfinite(loss):
             detector.update(step, loss, n_samples=int(n))
     detector.finish()
     return sum(e.kind != "dip" for e in detector.events)
@@ -57,10 +56,7 @@ def verify(
 
     sick = run("as it was", lambda: BASELINE)
     cured = {words: run(words, c.make) for words, c in makers.items() if c.make is not None}
-    return tuple(
-        c.cure if c.make is None else _judged(c, sick, cured[c.make().words])
-        for c in cures
-    )
+    return tuple(c.cure if c.make is None else _judged(c, sick, cured[c.make().words]) for c in cures)
 
 
 def _judged(scratch: ScratchCure, sick: Sequence[Trained], cured: Sequence[Trained]) -> Cure:
@@ -83,6 +79,4 @@ def _judged(scratch: ScratchCure, sick: Sequence[Trained], cured: Sequence[Train
     verified = not_worse and gone
     if scratch.expected == "protects":
         verified = bool(after < before)
-    return replace(
-        scratch.cure, verified=bool(verified), numbers={k: v for k, v in numbers.items() if np.isfinite(v)}
-    )
+    return replace(scratch.cure, verified=bool(verified), numbers={k: v for k, v in numbers.items() if np.isfinite(v)})

@@ -80,14 +80,14 @@ def multibox_loss_averaged_twice(model: nn.Module, batch: Batch) -> torch.Tensor
     return multibox_loss(model, batch) / len(batch[0])
 
 
-def training(*, twice: bool, seed: int = 0, epochs: int = 12, lr: float = 0.015, n: int = 1026, batch_size: int = 32) -> Training:
+def training(
+    *, twice: bool, seed: int = 0, epochs: int = 12, lr: float = 0.0125, n: int = 1026, batch_size: int = 32
+) -> Training:
     """The detector's training. `lr` is that of the honest loss; the faulty one gets `batch_size` times as much."""
     torch.manual_seed(seed)
     model = Detector()
     optimizer = torch.optim.SGD(model.parameters(), lr=lr * batch_size if twice else lr, momentum=0.9)
-    loader = DataLoader(
-        scenes(n), batch_size=batch_size, shuffle=True, generator=torch.Generator().manual_seed(seed)
-    )
+    loader = DataLoader(scenes(n), batch_size=batch_size, shuffle=True, generator=torch.Generator().manual_seed(seed))
     return Training(
         model=model,
         optimizer=optimizer,

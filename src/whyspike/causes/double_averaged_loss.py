@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median
 from typing import TYPE_CHECKING
 
 from whyspike.cause import Cause, Draw, Observation, ScratchCure, Setup, suspect
@@ -119,7 +120,11 @@ class DoubleAveragedLoss(Cause):
                 ClipGradNorm(norm, f"gradient clipped to {norm:.2g}, the median norm"),
                 ClipGradNorm(norm, f"each tensor's gradient clipped to {norm:.2g}", per_tensor=True),
             ]
-        return [*arms, ZeroMomentum(), ScaleLr(0.1, "learning rate / 10 throughout (the ceiling: it removes anything)", "always")]
+        return [
+            *arms,
+            ZeroMomentum(),
+            ScaleLr(0.1, "learning rate / 10 throughout (the ceiling: it removes anything)", "always"),
+        ]
 
     def placebo(self, seen: Observation, draw: Draw) -> Intervention | None:
         from whyspike.interventions import RescaleLoss
@@ -131,20 +136,20 @@ class DoubleAveragedLoss(Cause):
         return RescaleLoss(lambda at: share, "the same factor on the ordinary batch before it", "control")
 
     def remarks(self, seen: Observation, trials: Sequence[Trial]) -> Sequence[Evidence]:
-        from whyspike.excess import log_rise
-
-        def heights(words: str) -> list[float]:
+        def heights(words: str) -> dict[int, float]:
+            """Of each pair: the plotted loss of the event's step over its level before."""
             found = [t for t in trials if words in t.words and t.arm != "placebo"]
-            rises = (log_rise(t.reported[t.event_step - t.first_step], t.reported_reference) for t in found)
-            return sorted(2.718281828459045**r for r in rises)
+            return {t.pair: t.reported[t.event_step - t.first_step] / t.reported_reference for t in found}
 
         base, clipped = heights("as it was"), heights("the median norm")
-        if not base or not clipped:
+        shared = sorted(base.keys() & clipped.keys())
+        if not shared:
             return ()
+        before, after = median(base[k] for k in shared), median(clipped[k] for k in shared)
         return (
             Evidence(
                 statement="height of the plotted spike when the gradient is clipped",
-                observed=f"x {clipped[len(clipped) // 2]:.3g}, x {base[len(base) // 2]:.3g} without clipping",
+                observed=f"x {after:.3g}, x {before:.3g} without clipping",
                 expected="the same: clipping changes the update, the plotted loss is computed before it",
             ),
         )

@@ -70,13 +70,18 @@ class MomentumCarryOver(Cause):
     def remarks(self, seen: Observation, trials: Sequence[Trial]) -> Sequence[Evidence]:
         """The first point stays; five steps later the damage is smaller."""
         rows = []
-        for k, expected in ((0, "the same: the first update is already made"), (5, "less, if the momentum carries it on")):
+        for k, expected in (
+            (0, "the same: the first update is already made"),
+            (5, "less, if the momentum carries it on"),
+        ):
             base, zeroed = (_rises(trials, words, k) for words in ("as it was", "momentum set to zero"))
-            if len(base) and len(zeroed):
+            shared = sorted(base.keys() & zeroed.keys())
+            if shared:
                 rows.append(
                     Evidence(
-                        statement=f"probe loss {k} steps after the spike's own, over its level before (momentum set to zero)",
-                        observed=f"x {np.median(zeroed):.3g}, x {np.median(base):.3g} as it was",
+                        statement=f"probe loss {k} steps after the spike's own, over its level before, with momentum set to zero",
+                        observed=f"x {np.median([zeroed[p] for p in shared]):.3g}; "
+                        f"x {np.median([base[p] for p in shared]):.3g} as it was",
                         expected=expected,
                     )
                 )
@@ -94,18 +99,20 @@ class MomentumCarryOver(Cause):
             ScratchCure(
                 cure=Cure(
                     words="remove what made the gradient bad; a smaller momentum only spreads it less",
-                    code={"torch": "torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)   # acts before the momentum"},
+                    code={
+                        "torch": "torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)   # acts before the momentum"
+                    },
                     applicability="manual",
                 )
             )
         ]
 
 
-def _rises(trials: Sequence[Trial], words: str, k: int) -> np.ndarray:
-    """Probe loss k steps after the event's step over its level before, one value per pair."""
-    values = []
+def _rises(trials: Sequence[Trial], words: str, k: int) -> dict[int, float]:
+    """Of each pair: the probe loss k steps after the event's step over its level before."""
+    values = {}
     for t in trials:
         at = t.event_step - t.first_step + k
         if words in t.words and t.arm != "placebo" and at < len(t.state):
-            values.append(t.state[at] / t.state_reference)
-    return np.array(values)
+            values[t.pair] = t.state[at] / t.state_reference
+    return values

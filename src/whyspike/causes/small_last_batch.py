@@ -77,7 +77,11 @@ class SmallLastBatch(Cause):
             return None  # a height that follows the size is a normaliser's
         if states and max(states) < 1.1:
             return suspect(
-                self, events, evidence, outcome="refuted", reason="the network does not move after it; its noise is only plotted"
+                self,
+                events,
+                evidence,
+                outcome="refuted",
+                reason="the network does not move after it; its noise is only plotted",
             )
         return suspect(self, events, evidence)
 

@@ -88,7 +88,9 @@ class SumReduction(Cause):
         from whyspike.interventions import FillBatch, ReplaceSamples, RescaleLoss
 
         return [
-            RescaleLoss(lambda at: at.batch_size / at.n_samples, "that batch's loss multiplied by B/b (as a mean would be)"),
+            RescaleLoss(
+                lambda at: at.batch_size / at.n_samples, "that batch's loss multiplied by B/b (as a mean would be)"
+            ),
             FillBatch(draw),
             ReplaceSamples(draw, "other samples in the small batch"),
         ]

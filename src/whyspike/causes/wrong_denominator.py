@@ -66,7 +66,11 @@ class WrongDenominator(Cause):
             return suspect(self, low, evidence, outcome="refuted", reason=f"the slope is {units.slope:+.2f}, not -1")
         if seen.exponent is not None and abs(seen.exponent.alpha) > 0.05:
             return suspect(
-                self, low, evidence, outcome="refuted", reason=f"the loss depends on the batch size (exponent {seen.exponent.alpha:+.2f})"
+                self,
+                low,
+                evidence,
+                outcome="refuted",
+                reason=f"the loss depends on the batch size (exponent {seen.exponent.alpha:+.2f})",
             )
         return suspect(self, low, evidence)
 
@@ -110,7 +114,7 @@ class WrongDenominator(Cause):
         ]
 
 
-def _share(seen: Observation):  # noqa: ANN202
+def _share(seen: Observation):
     units = seen.units
 
     def factor(at: StepContext) -> float:

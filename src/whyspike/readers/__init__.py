@@ -17,7 +17,9 @@ def read(path: Path) -> Run:
         UnreadableRun: nothing is there, or no reader knows what is there.
     """
     if not path.exists():
-        raise UnreadableRun(f"{path} does not exist; give the folder of a recorded run, e.g. whyspike-runs/<name>-<time>")
+        raise UnreadableRun(
+            f"{path} does not exist; give the folder of a recorded run, e.g. whyspike-runs/<name>-<time>"
+        )
     for module in sorted(m.name for m in pkgutil.iter_modules(__path__)):
         reader = importlib.import_module(f"{__name__}.{module}")
         if reader.sniff(path):

@@ -92,7 +92,9 @@ def _header(path: Path) -> dict[str, Any]:
     if not isinstance(facts, dict) or facts.pop("format", None) != FORMAT:
         raise UnreadableRun(f"{path / HEADER} was not written by whyspike")
     if facts.pop("version", None) != VERSION:
-        raise UnreadableRun(f"{path} has another format version than {VERSION}; read it with the whyspike that wrote it")
+        raise UnreadableRun(
+            f"{path} has another format version than {VERSION}; read it with the whyspike that wrote it"
+        )
     return facts
 
 

@@ -16,8 +16,8 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from whyspike.errors import OutputExists
 from whyspike import form
+from whyspike.errors import OutputExists
 from whyspike.reports import _words as words
 
 if TYPE_CHECKING:
