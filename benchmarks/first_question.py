@@ -1,8 +1,8 @@
-"""The first question, measured: `python benchmarks/first_question.py [--seeds 3]`.
+"""The first question, measured: `python benchmarks/first_question.py`.
 
-Trains the detector whose loss is divided twice, replays the steps around its spikes with one thing changed at a time, and
-prints what each change removes; then the loss of the last batch against its size; then the cures from scratch.
-Writes docs/benchmarks/first_question.md.
+Trains the detector whose loss is divided twice, replays the steps around its spikes with one thing changed at a time,
+and prints what each change removes; then the loss of the last batch against its size; then the cures from scratch.
+The seeds are none of those that the case was tuned on (0 to 5). Writes docs/benchmarks/first_question.md.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 from whyspike.case import find_case
 from whyspike.cases.double_averaged_loss import multibox_loss, multibox_loss_averaged_twice, scenes, training
-from whyspike.pipeline import prove
+from whyspike.pipeline import demo
 from whyspike.types import Diagnosis, Trial
 
 SIZES = (1, 2, 4, 8, 16, 24)
@@ -80,18 +80,37 @@ def replay_table(made: Diagnosis) -> list[str]:
     return rows
 
 
+def momentum_line(made: Diagnosis) -> str:
+    """What setting the momentum to zero right after the spike's step removes of the excess five steps later."""
+    named: dict[str, dict[int, Trial]] = {"as it was": {}, "momentum set to zero right after it": {}}
+    for t in made.trials:
+        if t.cause == "momentum-carry-over" and t.words in named and t.arm != "placebo":
+            named[t.words][t.pair] = t
+    base, zeroed = named.values()
+    shared = sorted(base.keys() & zeroed.keys())
+    first = np.median([_rise(zeroed[k], 0) / _rise(base[k], 0) for k in shared])
+    removed = 1 - np.median([_rise(zeroed[k], 5) for k in shared]) / np.median([_rise(base[k], 5) for k in shared])
+    return (
+        f"Momentum set to zero right after the spike's step: {first:.0%} of the first point's excess stays, "
+        f"{removed:.0%} of the excess five steps later is gone ({len(shared)} pairs; expected 100 % and at least 40 %)."
+    )
+
+
+def _rise(t: Trial, k: int) -> float:
+    """The excess of the probe loss k steps after the event's step, relative to its level before."""
+    return t.state[t.event_step - t.first_step + k] / t.state_reference - 1
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=3)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     lines = ["# The first question, measured", "", "`python benchmarks/first_question.py`", "", *exponent_table(), ""]
     case = find_case("double-averaged-loss")
-    for seed in range(chosen.seeds):
+    for seed in range(100, 100 + chosen.seeds):
         started = time.monotonic()
-        made = prove(
-            case.sick, seed=seed, progress=lambda words, done: print(f"\r{words[:70]:<70}", end="", file=sys.stderr)
-        )
+        made = demo(case, seed=seed, progress=lambda words, done: print(f"\r{words[:70]:<70}", end="", file=sys.stderr))
         took = time.monotonic() - started
         base = [
             t for t in made.trials if t.arm == "baseline" and t.reproduced is not None and t.cause == made.answer.cause
@@ -105,19 +124,20 @@ def main() -> None:
             "",
             *replay_table(made),
             "",
+            momentum_line(made),
+            "",
         ]
         for verdict in made.verdicts[:1]:
             lines += [
-                "| cure, trained from scratch | verified | final probe loss (before) | last batch (before) | events (before) |",
-                "|---|---|---|---|---|",
+                "| cure, trained from scratch | verified | final probe loss, before | and after | last batch, before "
+                "| and after | events, before | and after |",
+                "|---|---|---|---|---|---|---|---|",
             ]
             for cure in verdict.cures:
                 n = cure.numbers or {}
-                lines.append(
-                    f"| {cure.words} | {cure.verified} | {n.get('final_probe_loss_after', np.nan):.3g} ({n.get('final_probe_loss_before', np.nan):.3g}) | "
-                    f"x {n.get('last_batch_factor_after', np.nan):.3g} ({n.get('last_batch_factor_before', np.nan):.3g}) | "
-                    f"{n.get('events_after', np.nan):.0f} ({n.get('events_before', np.nan):.0f}) |"
-                )
+                pairs = ("final_probe_loss", "last_batch_factor", "events")
+                cells = [f"{n.get(f'{name}_{when}', np.nan):.3g}" for name in pairs for when in ("before", "after")]
+                lines.append(f"| {cure.words} | {cure.verified} | {' | '.join(cells)} |")
             lines.append("")
     text = "\n".join(lines)
     OUT.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,8 @@ Trains the healthy twin of a case on many seeds, diagnoses and proves each, and 
 from __future__ import annotations
 
 import argparse
+import tempfile
+from pathlib import Path
 
 import torch
 
@@ -23,7 +25,8 @@ def main() -> None:
     case = find_case(chosen.case)
     odd = 0
     for seed in range(chosen.seeds):
-        made = prove(case.healthy, seed=seed, verify_cures=False)
+        with tempfile.TemporaryDirectory() as folder:
+            made = prove(case.healthy, seed=seed, path=Path(folder) / "run", verify_cures=False)
         odd += made.answer.status != "healthy"
         print(f"seed {seed}: {made.answer.status} ({len(made.events)} events) {made.answer.sentence}", flush=True)
     low, high = wilson(odd, chosen.seeds)

@@ -11,6 +11,7 @@ from whyspike.form import percent
 from whyspike.types import Answer, Event, Outcome, Verdict
 
 ORDER: dict[Outcome, int] = {"confirmed": 0, "likely": 1, "inconclusive": 2, "untested": 3, "refuted": 4}
+EXACT = 0.05  # an exponent further from 0 is no mean (benchmarks/exponent.py: exact to rounding, .03 for mean of means)
 LEAST_STEPS = 32  # fewer steps than that show neither a level nor a spike above it
 
 
@@ -41,9 +42,15 @@ def answer(seen: Observation, verdicts: Sequence[Verdict]) -> Answer:
 
 
 def _healthy(seen: Observation) -> str:
-    what = "no spike, dip or shift beyond its own noise"
-    size = f", in mini-batches of {seen.run.batch_size} samples" if seen.run.batch_size else ""
-    return f"Nothing is wrong: the loss of {len(seen.run)} steps{size} has {what}."
+    size = f" in mini-batches of {seen.run.batch_size} samples" if seen.run.batch_size else ""
+    steps = f"{len(seen.run)} steps{size}"
+    said = f"Nothing is wrong: over {steps}, the loss shows no spike, dip or shift beyond its own noise."
+    if seen.exponent is not None and abs(seen.exponent.alpha) > EXACT:
+        said += (
+            f" But it depends on the batch size (exponent {seen.exponent.alpha:+.2f}, 0 for a mean), and so does the "
+            "right learning rate."
+        )
+    return said
 
 
 def _proof(verdict: Verdict) -> str:

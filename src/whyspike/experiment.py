@@ -125,7 +125,7 @@ class Experiment:
                 rises = [made.state[onset - k] / level if k <= onset else 0.0 for k in range(1, MOST_LATE + 1)]
                 before.append(rises)
         typical = np.median(np.array(before), axis=0) if before else np.zeros(MOST_LATE)
-        return int(np.argmin(np.append(typical >= VISIBLE, False)))
+        return int(np.argmin(np.append(typical >= VISIBLE**0.5, False)))  # half way, in logarithms, to what is visible
 
     def state_factor(self, event_ids: Sequence[str]) -> tuple[float | None, int]:
         """How the baseline moves the probe loss.
@@ -215,9 +215,11 @@ class Experiment:
 
 
 def _moved(event: Event, late: int, factor: float) -> Event:
-    """The event with its height in the network, so many steps earlier."""
-    last = event.last_step - late if event.kind == "periodic" else event.last_step
-    return replace(event, state=factor, step=max(0, event.step - late), last_step=last)
+    """The event with its height in the network, so many steps earlier; a periodic one begins a period later if it must."""
+    step, last = event.step - late, event.last_step
+    if event.kind == "periodic" and event.period:
+        step, last = step if step >= 0 else step + event.period, last - late
+    return replace(event, state=factor, step=max(0, step), last_step=last)
 
 
 def _onset(made: Replayed) -> int:

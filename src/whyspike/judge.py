@@ -129,7 +129,8 @@ def outcome(judged: Judged, corrected_p: float) -> tuple[Outcome, str | None]:
         )
     if judged.placebo_change > PLACEBO_CHANGE:
         return "inconclusive", (
-            f"a placebo changed the excess by {percent(judged.placebo_change)}; it may change it by {percent(PLACEBO_CHANGE)} at most"
+            f"a placebo changed the excess by {percent(judged.placebo_change)}; "
+            f"{percent(PLACEBO_CHANGE)} at most is allowed"
         )
     if corrected_p > ALPHA:
         return "inconclusive", f"p = {corrected_p:.2g} after Holm; at most {ALPHA} is needed (more events would help)"
@@ -157,13 +158,13 @@ def evidence(judged: Judged, corrected_p: float) -> tuple[Evidence, ...]:
             p_value=corrected_p,
         )
     )
-    for arm in judged.arms:
-        if arm.arm == "placebo" and arm.share_removed is not None:
-            rows.append(
-                Evidence(
-                    statement=f"share removed by the placebo: {arm.words}",
-                    observed=f"{percent(arm.share_removed)}",
-                    expected=f"within {percent(PLACEBO_CHANGE)} of 0",
-                )
-            )
+    rows += [
+        Evidence(
+            statement=f"share removed by the placebo: {arm.words}",
+            observed=f"{percent(arm.share_removed)}",
+            expected=f"within {percent(PLACEBO_CHANGE)} of 0",
+        )
+        for arm in judged.arms
+        if arm.arm == "placebo" and arm.share_removed is not None
+    ]
     return tuple(rows)

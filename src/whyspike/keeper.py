@@ -29,7 +29,7 @@ HELD_STEPS = 128  # steps whose batches are kept in memory: a snapshot every 64,
 HELD_BYTES = 1 << 30  # and no more than this of them, nor than a sixteenth of the machine's memory
 DELAY = 34  # steps until a row is read at the latest
 TRUST_AFTER = 16  # batches whose version counters were all the same
-BUDGET = 0.005  # share of the training's time for snapshots
+BUDGET = 0.004  # share of the training's time for snapshots
 FRAME_SHARE = 0.1  # of max_bytes is left to the record itself
 
 Mark = Callable[[int, str, dict[str, object]], None]

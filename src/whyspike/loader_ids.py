@@ -6,6 +6,7 @@ second batch. Nothing is drawn, nothing is reordered, no random number is used.
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -22,7 +23,7 @@ class _Noting:
     def __iter__(self) -> Iterator[Any]:
         note = self._seen.append
         for indices in self._inner:
-            note(list(indices) if isinstance(indices, list | tuple) else indices)  # a sampler may reuse its list
+            note(_copied(indices))
             yield indices
 
     def __len__(self) -> int:
@@ -32,11 +33,19 @@ class _Noting:
         return getattr(self._inner, name)
 
 
+def _copied(indices: Any) -> Any:
+    """What a sampler hands out, compact: a sampler may reuse its list, and integers are cheapest while they are hot."""
+    try:
+        return array("I", indices)
+    except (TypeError, OverflowError, ValueError):  # a single index, a tensor, beyond 32 bits, or no integers
+        return list(indices) if isinstance(indices, list | tuple) else indices
+
+
 class LoaderIds:
     """The sample ids of one pass over a loader, in the order of its batches.
 
     Usage: `ids = LoaderIds(loader)`; make the iterator and draw the first batch; `ids.release()`; then take one entry
-    of `ids.seen` from the left for every batch: a list of indices, or a single index. It stays empty where the ids
+    of `ids.seen` from the left for every batch: an array or list of indices, or a single index. It stays empty where the ids
     cannot be known: no torch DataLoader, an IterableDataset, or workers that may answer out of order.
     """
 

@@ -58,10 +58,10 @@ def observe(run: Run, subject: Subject | None = None, progress: Progress | None 
             except WhySpikeError as error:
                 missing.append(f"the counts that the loss is divided by: {error}")
             contrastive = exponent is not None and abs(exponent.gamma) > CROSS_SAMPLE
-            if contrastive:
+            if exponent is not None and contrastive:
                 missing.append(
-                    f"the factors of the events: the loss compares the samples of a batch with each other (it grows by "
-                    f"{exponent.gamma:.2f} log n with n copies), so a tiled batch is not the same batch"  # type: ignore[union-attr]
+                    "the factors of the events: the loss compares the samples of a batch with each other (it grows by "
+                    f"{exponent.gamma:.2f} log n with n copies), so a tiled batch is not the same batch"
                 )
             attributions, null = _on_the_network(subject, run, events, missing, say, contrastive=contrastive)
     events = tuple(replace(e, attribution=attributions.get(e.id)) for e in events)
@@ -81,7 +81,8 @@ def _missing(run: Run) -> Sequence[str]:
     missing = []
     if run.facts.get("loss_fn") is False:
         missing.append(
-            "replays and the exponent of the loss: the record has no loss_fn; write watch(model, optimizer, loss_fn=loss_fn)"
+            "replays and the exponent of the loss: the record has no loss_fn; write "
+            "watch(model, optimizer, loss_fn=loss_fn)"
         )
     if run.index is None:
         missing.append("the place of a step in its epoch: iterate over rec.batches(loader)")
@@ -173,9 +174,7 @@ def _on_the_network(
             pool = subject.draw(64 if slow else POOL)
             losses = per_sample(subject.model, subject.loss_fn, pool, subject.batch_size)
             if np.isfinite(losses).all() and np.isfinite(loss):
-                null[event.id] = float(
-                    batch_mean_null(losses, batches.size(batch), loss, n_steps=len(run)).p_value  # type: ignore[union-attr]
-                )
+                null[event.id] = batch_mean_null(losses, batches.size(batch), loss, n_steps=len(run)).p_value
             if rank < ATTRIBUTED and not contrastive:
                 attributions[event.id] = attribute(
                     subject.model,

@@ -55,8 +55,8 @@ def diagnose_recorder(recorder: Recorder, *, prove: bool = False, progress: Prog
     recorder.flush()
     if recorder.path is None:
         raise UnreadableRun(
-            "nothing has been recorded: call rec.step(loss) once per update inside `with whyspike.watch(...) as rec:`, and "
-            "leave WHYSPIKE_DISABLE unset"
+            "nothing has been recorded: call rec.step(loss) once per update inside `with whyspike.watch(...) as rec:`, "
+            "and leave WHYSPIKE_DISABLE unset"
         )
     run = read(recorder.path)
     trials: dict[str, tuple[Trial, ...]] = {}
@@ -146,7 +146,7 @@ def demo(case: Case, *, healthy: bool = False, seed: int = 0, progress: Progress
 def _experiment(
     seen: Observation, subject: Subject, progress: Progress | None
 ) -> tuple[Observation, tuple[Suspicion, ...], dict[str, tuple[Trial, ...]]]:
-    """Replay the events unchanged to learn their heights in the network, then run the trials of every open suspicion."""
+    """Learn the events' heights in the network by unchanged replays, then run the trials of every open suspicion."""
     from whyspike.experiment import Experiment
 
     causes = catalogue()

@@ -13,6 +13,7 @@ import platform
 import sys
 import traceback
 import warnings
+from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -48,7 +49,7 @@ DRAIN_STEPS = 32  # losses are read, and the detector fed, this many steps at a 
 COMPARE_STEPS = 16  # steps at whose draw the generators are compared, and later now and then
 LOOK_AFTER_EVENT = 8  # steps that are measured one by one after the detector has seen something
 ALARM = 1.3  # a loss this much above the recent ones is looked at without waiting for DRAIN_STEPS
-BUDGET = 0.003  # share of the training's time for each costly signal: three, and the snapshots
+BUDGET = 0.0025  # share of the training's time for each costly signal: three, and the snapshots
 MOST_MICRO = 256  # micro-batches of one step that are kept; more means that rec.step() is not called
 NAN = float("nan")
 
@@ -342,7 +343,7 @@ class Recorder:
                 if not self._off and ids is not None:
                     try:
                         rows = popleft() if seen else None
-                        if self._look or self._draws or self._step >= self._next_snapshot or type(rows) is not list or len(rows) != self._nominal:
+                        if self._look or self._draws or len(rows) != self._nominal:
                             ids.release()
                             self._drawn(batch, rows, before)
                             before = None
@@ -389,7 +390,7 @@ class Recorder:
         self._compare_rng = False
 
     def _drawn(self, batch: Any, ids: Any, before: Any) -> None:
-        if type(ids) is list:
+        if type(ids) is array or type(ids) is list:
             n = len(ids)
         elif ids is None:
             n = _size(batch)
@@ -421,9 +422,10 @@ class Recorder:
                     if self._step < 64 or counts(self._step // keeper.stride.every):
                         self._compare_rng = not self._loader_draws
             self._next_snapshot = keeper.next_step
+            self._attention = min(self._attention, self._next_snapshot)
         if self._probe is None and not self._probe_off and self.loss_fn is not None:
             self._probe = LiveProbe(self.model, self.loss_fn, batch)
-        self._look = self._loader_draws or self._compare_rng or self._fresh is None
+        self._look = self._loader_draws or self._compare_rng or self._fresh is None or type(ids) is not array
 
     def _note_rng(self, before: Any) -> Any:
         """Keep the generators as they are after the batch was drawn, if drawing it may have used them."""
@@ -544,7 +546,9 @@ class Recorder:
             or (type(value) is float and not value <= self._alarm)
         ):
             self._drain()
-        self._attention = step + 1 if self._wanted else min(self._drain_at, self._due)
+        if step >= self._next_snapshot:
+            self._look = True
+        self._attention = step + 1 if self._wanted else min(self._drain_at, self._due, self._next_snapshot)
 
     def _after_step(self, step: int) -> None:
         self._want_grad = self._want_update = self._wanted = False  # a scaler may have skipped the update

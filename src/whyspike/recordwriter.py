@@ -57,7 +57,7 @@ class RecordWriter:
             clips = [s[3] if s[3][0] == k else (k, NAN, NAN) for k, s in enumerate(steps, first)]
             floats["clip_max_norm"].extend([c[1] for c in clips])
             floats["clip_norm"].extend([c[2] for c in clips])
-        counts["n_samples"].extend([n_samples(s[1]) for s in steps])
+        counts["n_samples"].extend([s[1][0][3] if len(s[1]) == 1 else n_samples(s[1]) for s in steps])
         if self._ids_known:
             before = len(self._ids), len(self._ids_count)
             if not self._add_ids(steps):
@@ -72,7 +72,8 @@ class RecordWriter:
             for _, draws, _, _ in steps:
                 before = len(ids)
                 for draw in draws:
-                    ids.extend(draw[2])
+                    found = draw[2]
+                    ids.extend(found if type(found) is not array or found.typecode == ids.typecode else found.tolist())
                 count.append(len(ids) - before)
         except (OverflowError, TypeError):  # too large; unknown in one of them, or no integers
             return False
@@ -158,7 +159,7 @@ def n_samples(draws: Sequence[Draw]) -> int:
     return sum(counts) if counts and min(counts) >= 0 else -1
 
 
-def sample_ids(draws: Sequence[Draw]) -> list[int] | None:
+def sample_ids(draws: Sequence[Draw]) -> Sequence[int] | None:
     """The dataset indices of a step, all micro-batches together; None when not known."""
     if not draws or any(d[2] is None for d in draws):
         return None

@@ -238,7 +238,7 @@ def check_case(case: Case, seed: int) -> Checked:
 
     The sick training must be answered with the case's cause, confirmed, and no other cause may be confirmed than
     those declared in `also_true`. For a harmless cause the telling run must be answered with it, confirmed or
-    likely, as harmless. The twin must be healthy, with nothing confirmed that does harm.
+    likely, as harmless; a telling run without any event is healthy, too. The twin must be healthy, with nothing confirmed that does harm.
 
     Raises:
         AssertionError: it is not so; the message holds every shortcoming.
@@ -270,6 +270,8 @@ def _sick_problems(case: Case, made: Diagnosis) -> list[str]:
 
     said, verdicts = made.answer, {v.cause: v for v in made.verdicts}
     problems = []
+    if find(case.cause).harmless and said.status == "healthy" and not made.events:
+        return problems  # chance does not strike in every run; silence is as right as the explanation
     if said.cause != case.cause:
         problems.append(f"the answer is {said.cause or said.status}, {case.cause} was declared ({said.sentence})")
     outcome = verdicts[case.cause].outcome if case.cause in verdicts else "not suspected"

@@ -106,7 +106,7 @@ def healthy(seed: int = 0) -> Training:
 
 
 CASE = Case(
-    words="an SSD-like detector whose loss is divided by the boxes, then by the batch size again; the last batch has 2 images",
+    words="an SSD-like detector whose loss is divided by its boxes, then by the batch size; the last batch has 2 images",
     cause="double-averaged-loss",
     also_true=("momentum-carry-over",),
     sick=sick,

@@ -73,20 +73,22 @@ class BatchSizeNoise(Cause):
                 else "chance does not draw such a batch in this run"
             )
             return suspect(self, shown, evidence, outcome="refuted", reason=reason)
-        # What no capsule covers and is no higher than a batch that chance can draw, chance can draw as well.
+        # What is no higher than a batch that chance can draw, chance can draw as well.
         highest = max(e.reported or 0.0 for e in chance)
         lower = [
             e
             for e in spikes
-            if e not in tested and not _moved(e) and not _few_units(seen, e) and 0 < (e.reported or 0.0) <= highest
+            if e not in chance and not _moved(e) and not _few_units(seen, e) and 0 < (e.reported or 0.0) <= highest
         ]
         return suspect(self, [*chance, *lower], evidence)
 
     def interventions(self, seen: Observation, draw: Draw) -> Sequence[Intervention]:
         from whyspike.interventions import FillBatch, ReplaceSamples
 
-        # Two to six events can neither be ranked alone nor reach p = .01 together: 2**-6 = .016.
-        if 2 <= len(seen.batch_null) < LEAST_EVENTS:
+        tested = [e for e in seen.events if e.id in seen.batch_null]
+        # Fewer events cannot reach p = .01 together (2**-6 = .016), and one alone says little: the other samples may
+        # be as hard. An episode of several high batches cannot be undone in one of them.
+        if len(tested) < LEAST_EVENTS or any(e.last_step > e.step for e in tested):
             return []
         size = LARGER * (seen.run.batch_size or 1)
         return [
