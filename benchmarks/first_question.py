@@ -58,7 +58,9 @@ def exponent_table() -> list[str]:
 
 
 def _at(trials: list[Trial], k: int) -> float:
-    return float(np.median([t.state[t.event_step - t.first_step + k] / t.state_reference for t in trials]))
+    """Median over pairs of the probe loss k steps after the event's, over its level before; the run's end has none."""
+    reached = [t for t in trials if t.event_step - t.first_step + k < len(t.state)]
+    return float(np.median([_rise(t, k) + 1 for t in reached])) if reached else float("nan")
 
 
 def replay_table(made: Diagnosis) -> list[str]:
@@ -87,7 +89,11 @@ def momentum_line(made: Diagnosis) -> str:
         if t.cause == "momentum-carry-over" and t.words in named and t.arm != "placebo":
             named[t.words][t.pair] = t
     base, zeroed = named.values()
-    shared = sorted(base.keys() & zeroed.keys())
+    shared = [
+        k
+        for k in sorted(base.keys() & zeroed.keys())
+        if base[k].event_step - base[k].first_step + 5 < len(base[k].state)
+    ]
     first = np.median([_rise(zeroed[k], 0) / _rise(base[k], 0) for k in shared])
     removed = 1 - np.median([_rise(zeroed[k], 5) for k in shared]) / np.median([_rise(base[k], 5) for k in shared])
     return (

@@ -51,9 +51,9 @@ def test_a_sum_is_named_with_its_sizes():
 
 
 def test_the_factor_of_the_intervention_undoes_a_sum():
-    from whyspike.seams import StepContext
-
     import torch
+
+    from whyspike.seams import StepContext
 
     at = StepContext(step=32, epoch=0, index=32, n_samples=2, batch_size=32, is_event=True)
     first = find("sum-reduction").interventions(last_batch_run(factor=1 / 16), lambda n: None)[0]

@@ -72,7 +72,7 @@ def units_of(slope: float, counts: dict[int, float] | None = None, half_width: f
 
 
 def with_spikes(seen: Observation, *spikes: tuple[int, float, float | None, float | None]) -> Observation:
-    """The observation with single spikes in place of its events: step, reported, state, and p of the batch-mean null."""
+    """The observation with single spikes for events: step, reported, state, and p of the batch-mean null."""
     events = tuple(
         Event(id=f"e{k}", kind="spike", step=step, last_step=step, reported=reported, state=state)
         for k, (step, reported, state, _) in enumerate(spikes, 1)

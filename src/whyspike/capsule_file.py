@@ -78,6 +78,7 @@ def encode_steps(steps: tuple[StepRecord, ...]) -> tuple[list[Any], dict[str, An
         NotReplayable: a batch holds an object that cannot be stored; call it again with `batches=None`.
     """
     documents, tensors = [], {}
+    hypers: dict[int, Any] = {}
     for record in steps:
         at = f"step.{record.step}"
         document: dict[str, Any] = {
@@ -86,7 +87,10 @@ def encode_steps(steps: tuple[StepRecord, ...]) -> tuple[list[Any], dict[str, An
         }  # fmt: skip
         if record.ids is not None:
             tensors[f"{at}.ids"] = record.ids
-        for key, value in (("hyper", record.hyper), ("rng", pack_rng(record.rng)), ("batches", record.batches)):
+        if id(record.hyper) not in hypers:  # one object for as long as nothing changes
+            hypers[id(record.hyper)] = batches.flatten(record.hyper)[0]
+        document["hyper"] = hypers[id(record.hyper)]
+        for key, value in (("rng", pack_rng(record.rng)), ("batches", record.batches)):
             document[key], found = batches.flatten(value, f"{at}.{key}")
             tensors.update(found)
         documents.append(document)

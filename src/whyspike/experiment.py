@@ -125,7 +125,8 @@ class Experiment:
                 rises = [made.state[onset - k] / level if k <= onset else 0.0 for k in range(1, MOST_LATE + 1)]
                 before.append(rises)
         typical = np.median(np.array(before), axis=0) if before else np.zeros(MOST_LATE)
-        return int(np.argmin(np.append(typical >= VISIBLE**0.5, False)))  # half way, in logarithms, to what is visible
+        # A growing bump begins lower than it is seen: half way, in logarithms.
+        return int(np.argmin(np.append(typical >= VISIBLE**0.5, False)))
 
     def state_factor(self, event_ids: Sequence[str]) -> tuple[float | None, int]:
         """How the baseline moves the probe loss.
@@ -215,7 +216,7 @@ class Experiment:
 
 
 def _moved(event: Event, late: int, factor: float) -> Event:
-    """The event with its height in the network, so many steps earlier; a periodic one begins a period later if it must."""
+    """The event with its height in the network, so many steps earlier. A periodic one keeps its place in the epoch."""
     step, last = event.step - late, event.last_step
     if event.kind == "periodic" and event.period:
         step, last = step if step >= 0 else step + event.period, last - late

@@ -1,8 +1,8 @@
 """Which snapshots stay on disk: at most a dozen, spread over the run, and those of events before all.
 
 An experiment needs several distinct events (at least 8 pairs), and nobody knows before which ones will matter. So of
-every kind of capsule each `gap`-th is kept, and when there are too many of a kind, those go first that a
-gap twice as wide would not keep: they stay spread however long the run becomes, and the number of writes grows like its logarithm.
+every kind of capsule each `gap`-th is kept, and when there are too many of a kind, those go first that a gap twice as
+wide would not keep: they stay spread however long the run becomes, and the number of writes grows like its logarithm.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 MAX_CAPSULES = 12
-FREE_WRITES = 12  # of capsules, twice as many with events; after these they may take WRITE_SHARE of the training's time
+FREE_WRITES = 12  # twice as many with those of events and epoch ends; later ones take WRITE_SHARE of the time at most
 WRITE_SHARE = 0.005
 HIGHER = 1.25  # an event replaces the highest when it is this much higher
 
@@ -84,7 +84,8 @@ class Pins:
         if kind == "start":
             return ["start"]
         spread = self._spread[kind]
-        wanted = spread.most > 0 and spread.wants() and self._affordable(elapsed_s)
+        free = 2 * FREE_WRITES if kind == "epoch-end" else FREE_WRITES
+        wanted = spread.most > 0 and spread.wants() and self._affordable(elapsed_s, free)
         spread.seen += 1
         return [kind] if wanted else []
 
@@ -94,7 +95,7 @@ class Pins:
     # ------------------------------------------------------------------ what was written
 
     def written(self, step: int, path: Path | None, reasons: list[str], seconds: float) -> list[Path]:
-        """Note a capsule that was written (or, with path=None, has got another reason). Returns the files to delete now."""
+        """Note a capsule that was written (path=None: one that has got another reason). Returns the files to delete."""
         if path is not None:
             self._files[step] = path
             self._write_s += seconds

@@ -31,7 +31,7 @@ from whyspike.errors import BadTraining
 from whyspike.frozen import rng_state
 from whyspike.keeper import Keeper
 from whyspike.liveprobe import LiveProbe
-from whyspike.loader_ids import LoaderIds, length, loader_facts
+from whyspike.loader_ids import LoaderIds, compact, length, loader_facts
 from whyspike.norms import Norms
 from whyspike.recordwriter import Context, Draw, RecordWriter, Step
 from whyspike.rngnotes import same_rng, torch_rng_state
@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 DISABLE = "WHYSPIKE_DISABLE"
 FLUSH_S = 1.0  # a killed process loses no more than this
 FLUSH_STEPS = 1024
-DRAIN_STEPS = 32  # losses are read, and the detector fed, this many steps at a time
+DRAIN_STEPS = (16, 64)  # losses are read, and the detector fed, so many steps at a time; as many as a snapshot's stride
+STEADY_STEPS = 64  # steps without a change after which the lr is read when a batch is drawn, not at every update
 COMPARE_STEPS = 16  # steps at whose draw the generators are compared, and later now and then
 LOOK_AFTER_EVENT = 8  # steps that are measured one by one after the detector has seen something
 ALARM = 1.3  # a loss this much above the recent ones is looked at without waiting for DRAIN_STEPS
@@ -168,15 +169,18 @@ class Recorder:
         self._probes: dict[int, float] = {}
         self._recent: deque[float] = deque(maxlen=64)
         self._alarm = float("inf")
-        self._drain_at = DRAIN_STEPS
+        self._drain_at = DRAIN_STEPS[0]
         self._begun = monotonic()
         self._flush_at = self._begun + FLUSH_S
-        self._pace: tuple[float, int] = (self._begun, 0)
+        self._pace: tuple[float, int] = (0.0, 0)  # time and step of the last drain
+        self._paces: deque[float] = deque(maxlen=15)  # seconds per step, of the latest drains
         self._probe: LiveProbe | None = None
         self._probe_off = self.loss_fn is None
         self._norms: Norms | None = None
         self._lrs: list[Any] = []
         self._lr0: Any = None
+        self._pre_hook: Any = None
+        self._hook_until = 0
         self._hyper_marks = 0
         self._detector: Any = None
         self._keeper: Keeper | None = None
@@ -213,7 +217,8 @@ class Recorder:
         )
         self._strides.append(self._keeper.stride)
         self._read_hyper()
-        self._undo.append(self.optimizer.register_step_pre_hook(self._before_update).remove)
+        self._hook(True)
+        self._undo.append(lambda: self._hook(False))
         self._undo.append(clipwatch.listen(self._clipped))
 
     # ------------------------------------------------------------------ what the user calls
@@ -327,7 +332,6 @@ class Recorder:
                 if counts(self._passes, 4):
                     before = rng_state()
                 ids = LoaderIds(loader)
-                seen, popleft = ids.seen, ids.seen.popleft
                 self._epoch_begins(loader)
             except Exception as error:
                 self._fail(error)
@@ -342,13 +346,19 @@ class Recorder:
                     break
                 if not self._off and ids is not None:
                     try:
-                        rows = popleft() if seen else None
-                        if self._look or self._draws or len(rows) != self._nominal:
+                        seen = ids.seen
+                        rows = seen.popleft() if seen else None
+                        if (
+                            self._look
+                            or self._draws
+                            or len(rows) != self._nominal
+                            or self.optimizer.param_groups[0]["lr"] is not self._lr0
+                        ):
                             ids.release()
-                            self._drawn(batch, rows, before)
+                            self._drawn(batch, None if rows is None else compact(rows), before)
                             before = None
                         else:
-                            self._draws.append((batch, self._fresh, rows, self._nominal, None))
+                            self._draws.append((batch, self._fresh, compact(rows), self._nominal, None))
                     except Exception as error:
                         self._fail(error)
                 yield batch
@@ -398,6 +408,9 @@ class Recorder:
             ids = [int(i) for i in ids] if hasattr(ids, "__len__") else [ids]
             n = len(ids)
         keeper, draws = self._keeper, self._draws
+        if self._norms is not None and self.optimizer.param_groups[0]["lr"] is not self._lr0:
+            self._read_hyper()
+            self._hook_if_needed(self._step)
         kept = keeper.hold(batch) if keeper is not None and len(draws) < MOST_MICRO else (None, None)
         if draws:
             draws.append((*kept, ids, n, None))
@@ -453,6 +466,19 @@ class Recorder:
         return self._steps_per_epoch - 1 if self._steps_per_epoch else None
 
     # ------------------------------------------------------------------ the update
+
+    def _hook(self, wanted: bool) -> None:
+        """Have `_before_update` called before the update, or not: a hook costs every step that does not need it."""
+        if wanted and self._pre_hook is None:
+            self._pre_hook = self.optimizer.register_step_pre_hook(self._before_update)
+        elif not wanted and self._pre_hook is not None:
+            self._pre_hook.remove()
+            self._pre_hook = None
+
+    def _hook_if_needed(self, step: int) -> None:
+        # A constant lr is looked at when a batch is drawn. One that changes is read at the update itself.
+        if self._norms is not None:
+            self._hook(self._wanted or step <= self._hook_until or len(self._lrs) > 1 or self._passes == 0)
 
     def _before_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if self._off:
@@ -521,6 +547,7 @@ class Recorder:
 
     def _read_hyper(self) -> None:
         groups = self.optimizer.param_groups
+        self._hook_until = self._step + STEADY_STEPS
         self._lrs = [g["lr"].clone() if isinstance(g["lr"], torch.Tensor) else g["lr"] for g in groups]
         self._lr0 = self._lrs[0]
         epoch, first, _, before = self._context
@@ -548,6 +575,7 @@ class Recorder:
             self._drain()
         if step >= self._next_snapshot:
             self._look = True
+        self._hook_if_needed(step)
         self._attention = step + 1 if self._wanted else min(self._drain_at, self._due, self._next_snapshot)
 
     def _after_step(self, step: int) -> None:
@@ -576,12 +604,14 @@ class Recorder:
         self._want_probe = burst or self._probe_stride.due(step)
         self._wanted = self._want_grad or self._want_update or self._want_probe
         self._due = min(s.next_after(step) for s in self._strides[:3])
+        self._hook_if_needed(step)
 
     def _odd(self) -> None:
         """A batch of another size than the others: look closely, but not at every one of thousands."""
         if counts(self._odd_seen):
             self._want_grad = self._want_update = self._want_probe = self._wanted = True
             self._attention = 0
+            self._hook_if_needed(self._step)
         self._odd_seen += 1
 
     def _drain(self, *, flush: bool = False) -> None:
@@ -606,7 +636,8 @@ class Recorder:
         if flush or now >= self._flush_at or self._writer.n_rows >= FLUSH_STEPS:
             self._flush()
             self._flush_at = now + FLUSH_S
-        self._drain_at = self._step + DRAIN_STEPS
+        every = DRAIN_STEPS[1] if self._keeper is None else self._keeper.stride.every
+        self._drain_at = self._step + min(max(every, DRAIN_STEPS[0]), DRAIN_STEPS[1])
 
     def _take_steps(self) -> list[Step]:
         """The steps that are not drained yet, with their losses read: one wait for a GPU, if any."""
@@ -658,10 +689,14 @@ class Recorder:
             self._keeper.event(step, height, at_epoch_end=at_end, fresh=fresh, elapsed_s=now - self._begun)
 
     def _adapt(self, now: float) -> None:
+        """Double the strides of what costs too much. The step time is a median: evaluations and pauses do not count."""
         since, first = self._pace
-        if now - since < 0.05 or self._step - first < 4:
+        self._pace = (now, self._step)
+        if since:
+            self._paces.append((now - since) / max(1, self._step - first))
+        if len(self._paces) < 3:
             return
-        per_step = (now - since) / (self._step - first)
+        per_step = median(self._paces)
         for stride in self._strides:
             factor = stride.adapt(per_step)
             if factor > 1:
@@ -669,8 +704,6 @@ class Recorder:
                     self._step, "stride", {"signal": stride.name, "every": stride.every, "factor": factor}
                 )
                 self._due = min(s.next_after(self._step - 1) for s in self._strides[:3])
-        if now - since > 10:
-            self._pace = (now, self._step)
 
     # ------------------------------------------------------------------ writing
 
@@ -723,6 +756,8 @@ class Recorder:
         if self._closed:
             return
         self._closed = True
+        if not self._off and sys.is_finalizing():  # the interpreter is going down: modules may be gone already
+            self._off = True
         if not self._off:
             try:
                 self._writer.mark(

@@ -73,7 +73,9 @@ def check_cause(cause: Cause) -> None:
     _check_words(cause)
     _check_names(cause)
     _check_light(cause)
-    assert cause.preflight(empty_setup()) is None, f"{cause.id}: preflight must say nothing of a setup it knows nothing of"
+    assert cause.preflight(empty_setup()) is None, (
+        f"{cause.id}: preflight must say nothing of a setup it knows nothing of"
+    )
     quiet = bare_observation()
     assert cause.signature(quiet) is None, f"{cause.id}: signature must return None where there is no event"
     for kind in get_args(EventKind):
@@ -86,24 +88,34 @@ def _check_words(cause: Cause) -> None:
     assert text, f"{cause.id}: the class needs a docstring; it is the page of this cause"
     for section in SECTIONS:
         assert cause.section(section), f"{cause.id}: the docstring has no text under {section!r}"
-    places = [text.index(f"\n{s}:") for s in SECTIONS]
+    places = [text.index(f"\n{section}:") for section in SECTIONS]
     assert places == sorted(places), f"{cause.id}: the sections must come in this order: {', '.join(SECTIONS)}"
     summary = cause.summary
-    assert len(summary) <= 120, f"{cause.id}: the first line has {len(summary)} characters; at most 120 fit into the list"
+    assert len(summary) <= 120, (
+        f"{cause.id}: the first line has {len(summary)} characters; at most 120 fit into the list"
+    )
     assert cause.title, f"{cause.id}: title is missing"
     assert "\n" not in cause.title, f"{cause.id}: title must be one line"
     assert not cause.title.endswith("."), f"{cause.id}: title ends without a full stop: {cause.title!r}"
     first = cause.title.split()[0]
-    assert first[0].islower() or (len(first) > 1 and first.isupper()), f"{cause.id}: title begins in lower case: {cause.title!r}"
+    assert first[0].islower() or (len(first) > 1 and first.isupper()), (
+        f"{cause.id}: title begins in lower case: {cause.title!r}"
+    )
 
 
 def _check_names(cause: Cause) -> None:
     kind = type(cause)
-    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+){0,4}", cause.id), f"{cause.id!r}: an id is a few words joined by hyphens"
+    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+){0,4}", cause.id), (
+        f"{cause.id!r}: an id is a few words joined by hyphens"
+    )
     if kind.__module__.startswith("whyspike.causes."):
         file = kind.__module__.rsplit(".", 1)[1]
-        assert cause.id == file.replace("_", "-"), f"{kind.__name__} in {file}.py has the id {cause.id!r}; file and id must agree"
-    assert cause.family in get_args(Family), f"{cause.id}: family {cause.family!r} is none of {', '.join(get_args(Family))}"
+        assert cause.id == file.replace("_", "-"), (
+            f"{kind.__name__} in {file}.py has the id {cause.id!r}; file and id must agree"
+        )
+    assert cause.family in get_args(Family), (
+        f"{cause.id}: family {cause.family!r} is none of {', '.join(get_args(Family))}"
+    )
     unknown = set(cause.needs) - set(NEEDS)
     assert not unknown, f"{cause.id}: needs {', '.join(sorted(unknown))}; there are {', '.join(NEEDS)}"
     assert cause.id not in cause.aliases, f"{cause.id}: an alias is another word, never the id itself"
@@ -121,7 +133,9 @@ def _check_light(cause: Cause) -> None:
     made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)  # noqa: S603
     if made.returncode and "No module named" in made.stderr:
         return  # defined where another process does not find it, as in a test file
-    assert not made.stdout.strip(), f"{cause.id}: its module imports {made.stdout.strip()} at the top; import inside a function"
+    assert not made.stdout.strip(), (
+        f"{cause.id}: its module imports {made.stdout.strip()} at the top; import inside a function"
+    )
 
 
 def _check_one(cause: Cause, seen: Observation) -> None:
@@ -138,7 +152,11 @@ def _check_one(cause: Cause, seen: Observation) -> None:
             assert row.statement, f"{cause.id}: a row of its evidence has no statement"
             assert row.observed, f"{cause.id}: {row.statement!r} has nothing observed"
             assert row.expected, f"{cause.id}: {row.statement!r} has nothing expected"
-        assert suspicion.outcome in ("likely", "refuted", "untested"), f"{cause.id}: observation alone cannot say {suspicion.outcome}"
+        assert suspicion.outcome in (
+            "likely",
+            ("refuted", "untested"),
+            f"{cause.id}: observation alone cannot say {suspicion.outcome}",
+        )
         if suspicion.outcome != "likely":
             assert suspicion.reason, f"{cause.id}: {suspicion.outcome} needs a reason"
     sentence = cause.sentence(seen, seen.events)
@@ -160,7 +178,9 @@ def _check_experiment(cause: Cause, seen: Observation) -> None:
         assert arm.words, f"{cause.id}: {type(arm).__name__} has no words"
         assert arm.words != Intervention.words, f"{cause.id}: {type(arm).__name__} says that it changes nothing"
     words = [arm.words for arm in arms]
-    assert len(words) == len(set(words)), f"{cause.id}: two interventions have the same words; trials are told apart by them"
+    assert len(words) == len(set(words)), (
+        f"{cause.id}: two interventions have the same words; trials are told apart by them"
+    )
 
 
 def _check_cures(cause: Cause, seen: Observation) -> None:
@@ -238,7 +258,8 @@ def check_case(case: Case, seed: int) -> Checked:
 
     The sick training must be answered with the case's cause, confirmed, and no other cause may be confirmed than
     those declared in `also_true`. For a harmless cause the telling run must be answered with it, confirmed or
-    likely, as harmless; a telling run without any event is healthy, too. The twin must be healthy, with nothing confirmed that does harm.
+    likely, as harmless; a telling run without any event is healthy, too. The twin
+    must be healthy, with nothing confirmed that does harm.
 
     Raises:
         AssertionError: it is not so; the message holds every shortcoming.

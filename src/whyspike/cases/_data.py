@@ -13,6 +13,6 @@ def digits(n: int) -> TensorDataset:
     """The first n of scikit-learn's 1797 digits: pixels (n, 64), about standardised, and classes (n,)."""
     from sklearn.datasets import load_digits
 
-    data = load_digits()
-    pixels = torch.tensor(data.data[:n], dtype=torch.float32)
-    return TensorDataset((pixels - 5) / 6, torch.tensor(data.target[:n]))
+    pixels, classes = load_digits(return_X_y=True)
+    images = torch.tensor(pixels[:n], dtype=torch.float32)
+    return TensorDataset((images - 5) / 6, torch.tensor(classes[:n]))

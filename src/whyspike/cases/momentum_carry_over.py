@@ -1,9 +1,9 @@
 """A digit classifier that meets a garbled image now and then; momentum carries its gradient on.
 
-179,200 digits with a little noise, once, in batches of 128, shard by shard. One image of each shard but the first is garbled:
-far too bright, with a wrong class. Its gradient is applied again in the steps that follow, so that the damage grows
-after the step itself. The root cause is the image; what makes one bad step into a bump of twenty is the momentum. In
-the healthy twin those images are ordinary.
+179,200 digits with a little noise, once, in batches of 128, shard by shard. One image of each shard but the first is
+garbled: far too bright, with a wrong class. Its gradient is applied again in the steps that follow, so that the damage
+grows after the step itself. The root cause is the image; what makes one bad step into a bump of twenty is the momentum.
+In the healthy twin those images are ordinary.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ BRIGHT = 160.0  # times an ordinary pixel
 
 @cache
 def noisy_digits(*, garbled: bool, seed: int = 0) -> TensorDataset:
-    """Pixels (179200, 64) and classes (179200,); when garbled, the first image of every shard but one is."""
+    """Pixels (179200, 64) and classes (179200,); when garbled, the first image of every shard but the first is.
+
+    The first shard is clean so that the run has a level before its first event.
+    """
     draw = torch.Generator().manual_seed(seed)
     pixels, classes = digits(1797).tensors
     pick = torch.randint(len(pixels), (SHARDS * SHARD,), generator=draw)

@@ -1,7 +1,7 @@
 """A regression with noisy targets whose last batch of an epoch has two samples.
 
-N = 66562 and B = 1024 leave two samples. The loss is an ordinary mean, so nothing is wrong with its scale: the gradient of
-two noisy samples is sqrt(512) = 23 times noisier than that of a batch, and the optimizer takes a full step on it.
+N = 66562 and B = 1024 leave two samples. The loss is an ordinary mean, so nothing is wrong with its scale: the gradient
+of two noisy samples is sqrt(512) = 23 times noisier than that of a batch, and the optimizer takes a full step on it.
 The healthy twin has two samples fewer.
 """
 
