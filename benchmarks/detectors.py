@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 from whyspike.detect import Detector
 from whyspike.stats import poisson_upper, wilson
 
-HELD_OUT = 2000  # seeds from here on are for scoring only
+HELD_OUT = 3000  # seeds from here on are for scoring only
 CALIBRATION_SEEDS = (0, 1, 2, 3, 4, 5)
 SCORING_SEEDS = (HELD_OUT, HELD_OUT + 1, HELD_OUT + 2, HELD_OUT + 3)
 STEPS = 2_000

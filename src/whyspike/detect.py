@@ -39,6 +39,8 @@ class Thresholds:
     joint: float  # mean excesses of the loss and of the probe over their tails, together
 
 
+LEAST_FOR_DIP = 16  # values before a dip can be told: the first losses of a training lie anywhere
+
 CALIBRATED = Thresholds(
     loss=Lines(
         memory=1024,
@@ -68,9 +70,7 @@ def _shrunk(residual: float, share: float) -> float:
     """The residual that a full batch of the same standing would have: a mean over n is 1 / sqrt(n) as noisy."""
     if share <= 0.0:
         return 0.0
-    if residual < 0.0:
-        return residual * sqrt(share)
-    return log(1.0 + (exp(min(residual, 700.0)) - 1.0) * sqrt(share))
+    return log(max(1.0 + (exp(min(residual, 700.0)) - 1.0) * sqrt(share), 1e-300))
 
 
 @dataclass
@@ -167,7 +167,7 @@ class Detector:
             news |= self._spike(step, residual, y, score, full)
         elif self._open is not None:
             news |= self._go_on(step, residual, score, y, full)
-        elif score < channel.down or self._dip is not None:
+        elif (score < channel.down and len(channel.ordered) >= LEAST_FOR_DIP) or self._dip is not None:
             news |= self._maybe_dip(step, residual, score, loss, y, full)
         else:
             if score > channel.low and (self._candidate is None or step > self._candidate[0] + CONFIRM_STEPS):

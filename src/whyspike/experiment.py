@@ -164,15 +164,18 @@ class Experiment:
         measure = self.measure_of(cause, suspicion.events)
         draw = self.subject.draw
         placebo = cause.placebo(self.seen, draw)
-        arms: list[tuple[ArmName, Intervention]] = [("baseline", BASELINE)]
-        arms += [("intervention", i) for i in cause.interventions(self.seen, draw)]
-        arms += [("placebo", placebo)] if placebo is not None else []
+        arms: list[tuple[ArmName, Intervention]] = [
+            ("baseline", BASELINE),
+            *(("intervention", i) for i in cause.interventions(self.seen, draw)),
+            *([("placebo", placebo)] if placebo is not None else []),
+        ]
         made: list[Trial] = []
         for done, (arm, intervention) in enumerate(arms):
             if progress:
                 progress(f"replaying {cause.id}: {intervention.words}", done / len(arms))
-            for pair in pairs[:: -(-len(pairs) // PROFILE_PAIRS)] if arm == "intervention" and done > 1 else pairs:
-                made.append(self._trial(cause, arm, intervention, pair, measure))
+            beside = arm == "intervention" and done > 1
+            for pair in pairs[:: -(-len(pairs) // PROFILE_PAIRS)] if beside else pairs:
+                made += [self._trial(cause, arm, intervention, pair, measure)]
         if len(pairs) == 1 and placebo is not None:
             first = pairs[0]
             for k in range(PLACEBO_DRAWS):

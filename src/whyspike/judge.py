@@ -14,13 +14,14 @@ import numpy as np
 
 from whyspike.form import percent
 from whyspike.stats import paired_permutation_p, rank_p, ratio_interval, share_removed
-from whyspike.types import Arm, Evidence, Outcome, Trial
+from whyspike.types import Arm, Evidence, Outcome, Suspicion, Trial
 
 REPRODUCED = 0.8
 REMOVED = 0.8
 PLACEBO_CHANGE = 0.2
 ALPHA = 0.01
 WINSOR = 3.0  # times the baseline's median: one replay that overflows must not decide the shares of all the others
+NOISE = 1e-6  # relative; rounding between thread counts is 2e-7 (experiment X4), which changes no verdict
 REFUTED = 0.5  # an intervention that leaves more than half of the excess did not hit the cause
 
 
@@ -107,9 +108,13 @@ def _p_value(base: dict[int, Trial], decided: dict[int, Trial], placebo: dict[in
     return float(paired_permutation_p(a, b, clusters=clusters))
 
 
-def outcome(judged: Judged, corrected_p: float) -> tuple[Outcome, str | None]:
-    """The word for what was found, and for anything but "confirmed" the reason."""
-    if judged.reproduced == judged.reproduced and judged.reproduced < REPRODUCED and judged.noise > 1e-6:
+def outcome(judged: Judged, corrected_p: float, suspicion: Suspicion) -> tuple[Outcome, str | None]:
+    """The word for what was found, and for anything but a plain "confirmed" the reason.
+
+    An identity (an exact exponent, equal ids) proves a cause without a p-value as long as the replay does not object.
+    Where all but the p-value holds, because the events are few, a cause that the record made likely stays likely.
+    """
+    if judged.reproduced < REPRODUCED and judged.noise > NOISE:  # False where nothing could be compared (nan)
         return "inconclusive", (
             f"the unchanged replay reproduced {percent(judged.reproduced)} of the pairs bitwise and differed by up to "
             f"{judged.noise:.2g}; without a baseline nothing can be proven"
@@ -117,23 +122,20 @@ def outcome(judged: Judged, corrected_p: float) -> tuple[Outcome, str | None]:
     base = np.array(judged.arms[0].excess)
     if not np.isfinite(base).all() or base.mean() <= 0:
         return "inconclusive", "the unchanged replay shows no excess to remove"
-    if judged.removed < REFUTED:
-        return (
-            "refuted",
-            f"the intervention removed {percent(judged.removed)} of the excess; at least {percent(REMOVED)} is needed",
-        )
+    removed = f"the intervention removed {percent(judged.removed)} of the excess; at least {percent(REMOVED)} is needed"
+    if not judged.removed >= REFUTED:
+        return "refuted", removed
     if judged.removed < REMOVED:
-        return (
-            "inconclusive",
-            f"the intervention removed {percent(judged.removed)} of the excess; at least {percent(REMOVED)} is needed",
-        )
+        return "inconclusive", removed
+    if suspicion.identity:
+        return "confirmed", None
     if judged.placebo_change > PLACEBO_CHANGE:
         return "inconclusive", (
-            f"a placebo changed the excess by {percent(judged.placebo_change)}; "
-            f"{percent(PLACEBO_CHANGE)} at most is allowed"
+            f"a placebo changed the excess by {percent(judged.placebo_change)}; it may by {percent(PLACEBO_CHANGE)}"
         )
     if corrected_p > ALPHA:
-        return "inconclusive", f"p = {corrected_p:.2g} after Holm; at most {ALPHA} is needed (more events would help)"
+        short = f"p = {corrected_p:.2g} after Holm; at most {ALPHA} is needed (more events would help)"
+        return ("likely" if suspicion.outcome == "likely" else "inconclusive"), short
     return "confirmed", None
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from whyspike.cause import Cause, Observation, suspect
 from whyspike.stats import bootstrap_interval
-from whyspike.types import Run
+from whyspike.types import Event, Evidence, Run, Suspicion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,3 +58,49 @@ def last_batch(run: Run) -> LastBatch | None:
         slope=float(np.median(log_ratio)) / lever,
         interval=(ends[0], ends[1]),
     )
+
+
+EXACT = 0.02  # on a separable loss the duplicate probe is exact to rounding (benchmarks/exponent.py)
+OBSERVED = 0.25  # of the slope that the record alone shows (causes.md B1)
+
+
+def suspicion_of_power(
+    cause: Cause, seen: Observation, events: Sequence[Event], power: int, words: str
+) -> Suspicion | None:
+    """A suspicion that the loss goes as n**power with the number of samples, because it is `words`.
+
+    Proven by the exponent where it could be measured, likely by the last batches of the record otherwise. None when
+    nothing points there.
+    """
+    last = last_batch(seen.run)
+    if not events or last is None:
+        return None
+    share = (last.size / last.nominal) ** power
+    ratio = Evidence(
+        statement=f"loss of the last batch ({last.size} samples) over that of the others ({last.nominal})",
+        observed=f"x {last.factor:.3g}",
+        expected=f"x {share:.3g} for {words}, x 1 for a mean",
+    )
+    if seen.exponent is not None:
+        alpha = seen.exponent.alpha
+        evidence = (
+            Evidence(
+                statement="exponent of the loss in the batch size (duplicated samples, frozen network)",
+                observed=f"{alpha:+.3f}",
+                expected=f"0 for a mean, {power:+d} for {words}",
+            ),
+            ratio,
+        )
+        if abs(alpha - power) <= EXACT:
+            return suspect(cause, events, evidence, identity=True)
+        return suspect(
+            cause, events, evidence, outcome="refuted", reason=f"the exponent is {alpha:+.3f}, not {power:+d}"
+        )
+    low, high = last.interval
+    slope = Evidence(
+        statement="slope of log loss on log batch size, last batch against the others",
+        observed=f"{last.slope:+.2f} ({low:+.2f} to {high:+.2f})",
+        expected=f"{power:+d} for {words}, 0 for a mean",
+    )
+    far = min(abs(low), abs(high)) > 0.5 and low * high > 0
+    return suspect(cause, events, (ratio, slope)) if abs(last.slope - power) <= OBSERVED and far else None

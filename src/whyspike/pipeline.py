@@ -217,13 +217,10 @@ def _verdict(
     arms = ()
     result = judged.get(cause.id)
     if result is not None:
-        from whyspike.judge import REMOVED
         from whyspike.judge import evidence as trial_evidence
         from whyspike.judge import outcome as trial_outcome
 
-        outcome, reason = trial_outcome(result, corrected[cause.id])
-        if suspicion.identity and outcome == "inconclusive" and result.removed >= REMOVED:
-            outcome, reason = "confirmed", None  # an identity proves it without a p-value; the replay does not object
+        outcome, reason = trial_outcome(result, corrected[cause.id], suspicion)
         evidence += trial_evidence(result, corrected[cause.id])
         evidence += tuple(cause.remarks(seen, trials[cause.id]))
         arms = result.arms

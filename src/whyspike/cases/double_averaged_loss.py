@@ -28,7 +28,7 @@ def scenes(n: int = 1026, seed: int = 0) -> TensorDataset:
     import numpy as np
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
+    pixels, labels = load_digits(return_X_y=True)
     rng = np.random.default_rng(seed)
     side = CELLS * CELL_PIXELS
     images = np.zeros((n, 1, side, side), np.float32)
@@ -38,10 +38,10 @@ def scenes(n: int = 1026, seed: int = 0) -> TensorDataset:
         for cell in rng.choice(CELLS * CELLS, rng.integers(1, 5), replace=False):
             corner = np.array(divmod(cell, CELLS)) * CELL_PIXELS
             top, left = np.clip(corner + rng.integers(-1, 2, 2), 0, side - 8)
-            digit = rng.integers(len(digits.target))
+            digit = rng.integers(len(labels))
             patch = images[i, 0, top : top + 8, left : left + 8]
-            np.maximum(patch, digits.images[digit] / 16, out=patch)
-            classes[i, cell] = 1 + digits.target[digit]
+            np.maximum(patch, pixels[digit].reshape(8, 8) / 16, out=patch)
+            classes[i, cell] = 1 + labels[digit]
             offsets[i, cell] = (np.array([top, left]) - corner) / CELL_PIXELS
     return TensorDataset(torch.tensor((images - 0.1) * 3), torch.tensor(classes), torch.tensor(offsets))
 
@@ -106,7 +106,7 @@ def healthy(seed: int = 0) -> Training:
 
 
 CASE = Case(
-    words="an SSD-like detector whose loss is divided by its boxes, then by the batch size; the last batch has 2 images",
+    words="an SSD-like detector whose loss is divided by its boxes and by the batch size; the last batch has 2 images",
     cause="double-averaged-loss",
     also_true=("momentum-carry-over",),
     sick=sick,

@@ -4,15 +4,12 @@ from collections.abc import Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
-from whyspike.cause import Cause, Draw, Observation, ScratchCure, Setup, suspect
-from whyspike.lastbatch import last_batch
+from whyspike.cause import Cause, Draw, Observation, ScratchCure, Setup
+from whyspike.lastbatch import EXACT, last_batch, suspicion_of_power
 from whyspike.types import Cure, Event, Evidence, Finding, Suspicion, Trial
 
 if TYPE_CHECKING:
     from whyspike.seams import Intervention
-
-EXACT = 0.02  # on a separable loss the duplicate probe is exact to rounding (benchmarks/exponent.py)
-OBSERVED = 0.25  # of the slope that the record alone shows (causes.md B1)
 
 
 class DoubleAveragedLoss(Cause):
@@ -62,40 +59,7 @@ class DoubleAveragedLoss(Cause):
 
     def signature(self, seen: Observation) -> Suspicion | None:
         events = [e for e in seen.last_batch_events() if e.kind != "dip"]
-        last = last_batch(seen.run)
-        if not events or last is None:
-            return None
-        evidence = [
-            Evidence(
-                statement=f"loss of the last batch ({last.size} samples) over that of the others ({last.nominal})",
-                observed=f"x {last.factor:.3g}",
-                expected=f"x {last.nominal / last.size:.3g} if averaged twice, x 1 if averaged once",
-            )
-        ]
-        if seen.exponent is not None:
-            alpha = seen.exponent.alpha
-            evidence.insert(
-                0,
-                Evidence(
-                    statement="exponent of the loss in the batch size (duplicated samples, frozen network)",
-                    observed=f"{alpha:+.3f}",
-                    expected="0 for a mean, -1 for a mean divided by the batch size again",
-                ),
-            )
-            if abs(alpha + 1) <= EXACT:
-                return suspect(self, events, evidence, identity=True)
-            return suspect(self, events, evidence, outcome="refuted", reason=f"the exponent is {alpha:+.3f}, not -1")
-        low, high = last.interval
-        evidence.append(
-            Evidence(
-                statement="slope of log loss on log batch size, last batch against the others",
-                observed=f"{last.slope:+.2f} ({low:+.2f} to {high:+.2f})",
-                expected="-1 if averaged twice, 0 if averaged once",
-            )
-        )
-        if abs(last.slope + 1) <= OBSERVED and high < -0.5:
-            return suspect(self, events, evidence)
-        return None
+        return suspicion_of_power(self, seen, events, -1, "a mean divided by the batch size again")
 
     def interventions(self, seen: Observation, draw: Draw) -> Sequence[Intervention]:
         from whyspike.interventions import (

@@ -3,15 +3,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from whyspike.cause import Cause, Draw, Observation, ScratchCure, Setup, suspect
-from whyspike.lastbatch import last_batch
-from whyspike.types import Cure, Event, Evidence, Finding, Suspicion
+from whyspike.cause import Cause, Draw, Observation, ScratchCure, Setup
+from whyspike.lastbatch import EXACT, last_batch, suspicion_of_power
+from whyspike.types import Cure, Event, Finding, Suspicion
 
 if TYPE_CHECKING:
     from whyspike.seams import Intervention
-
-EXACT = 0.02  # on a separable loss the duplicate probe is exact to rounding (benchmarks/exponent.py)
-OBSERVED = 0.25  # of the slope that the record alone shows (causes.md B1, B2)
 
 
 class SumReduction(Cause):
@@ -55,34 +52,10 @@ class SumReduction(Cause):
         )
 
     def signature(self, seen: Observation) -> Suspicion | None:
-        events = [e for e in seen.last_batch_events() if e.kind in ("periodic", "dip")]
-        last = last_batch(seen.run)
-        if not events or last is None or last.factor >= 1:
-            return None
-        evidence = [
-            Evidence(
-                statement=f"loss of the last batch ({last.size} samples) over that of the others ({last.nominal})",
-                observed=f"x {last.factor:.3g}",
-                expected=f"x {last.size / last.nominal:.3g} for a sum, x 1 for a mean",
-            )
+        events = [
+            e for e in seen.last_batch_events() if e.kind == "dip" or (e.kind == "periodic" and (e.reported or 0) < 1)
         ]
-        if seen.exponent is not None:
-            alpha = seen.exponent.alpha
-            evidence.insert(
-                0,
-                Evidence(
-                    statement="exponent of the loss in the batch size (duplicated samples, frozen network)",
-                    observed=f"{alpha:+.3f}",
-                    expected="0 for a mean, +1 for a sum",
-                ),
-            )
-            if abs(alpha - 1) <= EXACT:
-                return suspect(self, events, evidence, identity=True)
-            return suspect(self, events, evidence, outcome="refuted", reason=f"the exponent is {alpha:+.3f}, not +1")
-        low, _ = last.interval
-        if abs(last.slope - 1) <= OBSERVED and low > 0.5:
-            return suspect(self, events, evidence)
-        return None
+        return suspicion_of_power(self, seen, events, 1, "a sum")
 
     def interventions(self, seen: Observation, draw: Draw) -> Sequence[Intervention]:
         from whyspike.interventions import FillBatch, ReplaceSamples, RescaleLoss
