@@ -153,7 +153,12 @@ def _is_rows(x: Sequence[Any], n: int) -> bool:
         return False
     if all(isinstance(e, Mapping) for e in x):
         return True
-    return not all(isinstance(e, type(None)) or _has_rows(e, n) for e in x)
+    if not all(isinstance(e, type(None)) or _has_rows(e, n) for e in x):
+        return True
+    # n columns of n rows each, or n samples whose own first dimension happens to be n (three images of three
+    # channels): samples of one kind have the same number of dimensions, and their sizes may differ.
+    shapes = {tuple(e.shape) for e in x if is_tensor(e) or isinstance(e, np.ndarray)}
+    return len(shapes) > 1 and {len(s) for s in shapes} == {3}
 
 
 def _has_rows(x: Any, n: int) -> bool:

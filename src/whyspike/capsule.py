@@ -245,13 +245,21 @@ def _alike(own: torch.Tensor, stored: torch.Tensor, device: str | None = None) -
 # --------------------------------------------------------------------------- on disk
 
 
-def save(capsule: Capsule, path: Path) -> int:
+class TooLarge(Exception):
+    """A capsule does not fit into the room that is left for it."""
+
+
+def save(capsule: Capsule, path: Path, *, room: int | None = None) -> int:
     """Write the capsule as one safetensors file, all or nothing. Batches that cannot be stored are left out.
+
+    Args:
+        room: bytes that the file may have.
 
     Returns:
         The size of the file in bytes.
 
     Raises:
+        TooLarge: it would have more; nothing was written.
         OSError: the disk is full, or the folder cannot be written.
     """
     try:
@@ -265,10 +273,18 @@ def save(capsule: Capsule, path: Path) -> int:
         "scheduler": capsule.scheduler, "scaler": capsule.scaler, "rng": rng, "threads": capsule.threads,
         "training": list(capsule.training), "frozen": list(capsule.frozen), "steps": steps,
     }  # fmt: skip
+    text = json.dumps(document)
+    tensors = _separate({**capsule.tensors, **found, **generators})
+    if room is not None:
+        # In the header the document is a JSON string in JSON, and every tensor has an entry.
+        size = sum(t.numel() * t.element_size() for t in tensors.values())
+        size += len(json.dumps(text)) + sum(len(name) + 128 for name in tensors)
+        if size > room:
+            raise TooLarge(f"a capsule of about {size:,} bytes was to be written, and {max(0, room):,} are left")
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(_separate({**capsule.tensors, **found, **generators}), temporary, {KEY: json.dumps(document)})
+        save_file(tensors, temporary, {KEY: text})
         os.replace(temporary, path)
     except SafetensorError as error:  # what the library makes of an OSError
         raise OSError(f"{error}") from error

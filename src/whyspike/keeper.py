@@ -29,7 +29,7 @@ HELD_STEPS = 192  # steps whose batches are kept in memory: a snapshot every 64 
 HELD_BYTES = 1 << 30  # and no more than this of them, nor than a sixteenth of the machine's memory
 DELAY = 66  # steps until a row is read at the latest
 TRUST_AFTER = 16  # batches whose version counters were all the same
-BUDGET = 0.004  # share of the training's time for snapshots
+BUDGET = 0.0025  # share of the training's time for snapshots
 FRAME_SHARE = 0.1  # of max_bytes is left to the record itself
 
 Mark = Callable[[int, str, dict[str, object]], None]
@@ -233,21 +233,30 @@ class Keeper:
         start = perf_counter()
         last = min(until, self._end - 1)
         steps = tuple(_step_record(k, self.held[k - begin]) for k in range(slot.step, last + 1))
-        size = sum(t.numel() * t.element_size() for t in slot.state.tensors.values())
-        size += sum(batches.n_bytes(s.batches) for s in steps)
-        while folder.room() - FRAME_SHARE * self._max_bytes < size:
-            given_up = self._pins.make_room()
-            if not given_up:
-                self._say("capsules-full", slot.step, {"bytes": size, "max_bytes": self._max_bytes})
-                return
-            self._delete(given_up)
         path = folder.capsule_path(slot.step)
         whole = replace(slot.state, batch_size=self.batch_size, reasons=tuple(reasons), steps=steps)
-        capsule.save(whole, path)
+        while True:
+            try:
+                capsule.save(whole, path, room=folder.room() - int(FRAME_SHARE * self._max_bytes))
+                break
+            except capsule.TooLarge as error:
+                if not self.make_room(folder, folder.room() + 1):
+                    self._say("capsules-full", slot.step, {"reason": str(error)})
+                    return
         self._until[slot.step] = last
         self._delete(self._pins.written(slot.step, path, reasons, perf_counter() - start))
+        folder.room()  # counts the capsules anew
         if len(self._until) > 256:
             self._until.pop(next(iter(self._until)))
+
+    def make_room(self, folder: RunFolder, size: int) -> bool:
+        """Give capsules up until `size` bytes fit into the folder; returns whether they do."""
+        while folder.room() < size:
+            given_up = self._pins.make_room()
+            if not given_up:
+                return False
+            self._delete(given_up)
+        return True
 
     def _delete(self, paths: list[Any]) -> None:
         for path in paths:

@@ -51,6 +51,7 @@ class LoaderIds:
     def __init__(self, loader: Any) -> None:
         self.seen: deque[Any] = deque()  # the indices of the batches that were drawn, first drawn first
         self._loader: Any = None
+        self._noting: _Noting | None = None
         self._name = ""
         inner = data_loader(loader)
         if inner is None or isinstance(inner.dataset, IterableDataset) or not getattr(inner, "in_order", True):
@@ -59,9 +60,17 @@ class LoaderIds:
         self._original = getattr(inner, self._name)
         if self._original is None:
             return
+        # Workers that stay between epochs keep the sampler that they began with.
+        staying = getattr(getattr(inner, "_iterator", None), "_index_sampler", None)
+        if staying is not None:
+            if isinstance(staying, _Noting):
+                self._noting = staying
+                staying._seen = self.seen
+            return
         self._loader = inner
+        self._noting = _Noting(self._original, self.seen)
         # DataLoader.__setattr__ forbids this after __init__
-        object.__setattr__(inner, self._name, _Noting(self._original, self.seen))
+        object.__setattr__(inner, self._name, self._noting)
 
     def release(self) -> None:
         """Give the loader its own sampler back. May be called more than once."""
@@ -70,6 +79,12 @@ class LoaderIds:
             self._loader = None
             if len({id(i) for i in self.seen}) < len(self.seen):  # a list that is used again: its content is lost
                 self.seen = deque()
+
+    def close(self) -> None:
+        """The pass is over: note nothing more, also where workers stay."""
+        self.release()
+        if self._noting is not None:
+            self._noting._seen = deque(maxlen=0)
 
 
 def data_loader(loader: Any) -> DataLoader[Any] | None:

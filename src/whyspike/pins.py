@@ -13,6 +13,7 @@ from pathlib import Path
 
 MAX_CAPSULES = 12
 FREE_WRITES = 12  # twice as many with those of events and epoch ends; later ones take WRITE_SHARE of the time at most
+FREE_S = 2.0  # seconds that these free writes may take together: a large network writes fewer
 WRITE_SHARE = 0.005
 HIGHER = 1.25  # an event replaces the highest when it is this much higher
 
@@ -90,7 +91,7 @@ class Pins:
         return [kind] if wanted else []
 
     def _affordable(self, elapsed_s: float, free: int = FREE_WRITES) -> bool:
-        return self._writes < free or self._write_s < WRITE_SHARE * elapsed_s
+        return (self._writes < free and self._write_s < FREE_S) or self._write_s < WRITE_SHARE * elapsed_s
 
     # ------------------------------------------------------------------ what was written
 

@@ -8,6 +8,7 @@ numbers, changes a mode or a buffer is put back, so the weights after training a
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import sys
@@ -50,7 +51,7 @@ STEADY_STEPS = 64  # steps without a change after which the lr is read when a ba
 COMPARE_STEPS = 16  # steps at whose draw the generators are compared, and later now and then
 LOOK_AFTER_EVENT = 8  # steps that are measured one by one after the detector has seen something
 ALARM = 1.3  # a loss this much above the recent ones is looked at without waiting for DRAIN_STEPS
-BUDGET = 0.0025  # share of the training's time for each costly signal: three, and the snapshots
+BUDGET = 0.0015  # share of the training's time for each costly signal: three, and the snapshots
 MOST_MICRO = 256  # micro-batches of one step that are kept; more means that rec.step() is not called
 NAN = float("nan")
 
@@ -364,7 +365,7 @@ class Recorder:
                 yield batch
         finally:
             if ids is not None:
-                ids.release()
+                ids.close()
             if not self._off:
                 try:
                     self._epoch_ends(finished)
@@ -717,8 +718,8 @@ class Recorder:
         if not self._writer.n_rows and self._folder is None:
             return
         folder = self._need_folder()
-        if folder.written > self._max_bytes:
-            raise OSError(28, f"the record has reached max_bytes={self._max_bytes:,}")
+        if self._keeper is not None:
+            self._keeper.make_room(folder, self._writer.size())
         self._writer.flush()
 
     def _header(self) -> dict[str, object]:
@@ -805,7 +806,7 @@ class Recorder:
                 pass
         self._let_go()
         where = ""
-        if folder is not None:
+        if folder is not None and not (isinstance(error, OSError) and error.errno == errno.EDQUOT):  # that is our own cap
             try:
                 with open(folder / LOG, "a", encoding="utf-8") as log:
                     log.write("".join(traceback.format_exception(error)))

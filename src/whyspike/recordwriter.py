@@ -108,6 +108,13 @@ class RecordWriter:
             )
         self._tables.clear()
 
+    def size(self) -> int:
+        """About what is collected, in bytes, rather too much."""
+        columns = self.n_rows * 64 + 4 * len(self._ids)
+        points = sum(100 + 12 * len(steps) for steps, _ in self._points.values())
+        tables = sum(100 + len(rows) * (4 + 4 * len(rows[0])) for _, rows in self._tables.values())
+        return 500 + columns + points + tables + 1000 * len(self._marks)
+
     def flush(self) -> None:
         """Write everything collected. Does nothing without a folder.
 

@@ -6,6 +6,7 @@ had not yet handed over, and a reader may read while the writer writes. The layo
 
 from __future__ import annotations
 
+import errno
 import json
 import struct
 import zlib
@@ -17,6 +18,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from whyspike.errors import UnreadableRun
 from whyspike.types import Diagnosis, Trial
 
 FORMAT = "whyspike-run"
@@ -41,6 +43,8 @@ class RunFolder:
         self.path = path
         self.max_bytes = max_bytes
         self.written = 0  # bytes of frames
+        self._header_bytes = 0
+        self._capsule_bytes = 0
         self._frames = open(path / FRAMES, "ab", buffering=0)  # noqa: SIM115
         self._encode = msgspec.msgpack.Encoder().encode
 
@@ -76,6 +80,7 @@ class RunFolder:
         temporary = self.path / (HEADER + ".tmp")
         temporary.write_text(text + "\n", encoding="utf-8")
         temporary.replace(self.path / HEADER)
+        self._header_bytes = len(text) + 1
 
     def append(self, frame: dict[str, object]) -> None:
         """Append one frame, in one write.
@@ -85,14 +90,17 @@ class RunFolder:
         """
         body = self._encode(frame)
         data = _HEAD.pack(MAGIC, len(body), zlib.crc32(body)) + body
+        if len(data) > self.max_bytes - self.written - self._header_bytes - self._capsule_bytes:
+            raise OSError(errno.EDQUOT, f"the run folder has reached max_bytes={self.max_bytes:,}")
         done = self._frames.write(data)
         if done != len(data):  # a raw write may be short when the disk fills up
-            raise OSError(28, f"only {done} of {len(data)} bytes could be written")
+            raise OSError(errno.ENOSPC, f"only {done} of {len(data)} bytes could be written")
         self.written += len(data)
 
     def room(self) -> int:
         """Bytes left under the cap, capsules included."""
-        return self.max_bytes - self.written - sum(p.stat().st_size for p in self.capsules())
+        self._capsule_bytes = sum(p.stat().st_size for p in self.capsules())
+        return self.max_bytes - self.written - self._header_bytes - self._capsule_bytes
 
     def capsule_path(self, step: int) -> Path:
         return self.path / CAPSULES / f"step-{step:06d}.safetensors"
@@ -152,8 +160,11 @@ def capsule_paths(path: Path) -> list[Path]:
 
 def append_trials(path: Path, trials: Sequence[Trial]) -> None:
     """Append trials to the run folder, one JSON line each. NaN and infinity are kept (as in Python's json)."""
-    with open(path / TRIALS, "a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(msgspec.to_builtins(t)) + "\n" for t in trials))
+    lines = "".join(json.dumps(msgspec.to_builtins(t)) + "\n" for t in trials)
+    with open(path / TRIALS, "ab+") as file:
+        if file.seek(0, 2) and (file.seek(-1, 2), file.read(1))[1] != b"\n":  # an experiment was killed while writing
+            lines = "\n" + lines
+        file.write(lines.encode())
 
 
 def read_trials(path: Path) -> tuple[Trial, ...]:
@@ -186,6 +197,6 @@ def read_diagnosis(path: Path, *, steps: int) -> Diagnosis | None:
         return None
     try:
         found = load(file.read_text(encoding="utf-8"))
-    except (ValueError, KeyError, msgspec.ValidationError):
+    except (ValueError, KeyError, msgspec.ValidationError, UnreadableRun):
         return None
     return found if found.run.steps == steps else None

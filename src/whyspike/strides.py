@@ -48,7 +48,10 @@ class Stride:
         Returns:
             The factor by which the stride grew; 1 when it stays.
         """
-        if len(self._costs) < MIN_MEASURED or seconds_per_step <= 0:
+        if not self._costs or seconds_per_step <= 0:
+            return 1
+        share = median(self._costs) / (self.every * seconds_per_step)
+        if len(self._costs) < MIN_MEASURED and share < 4 * self.budget:  # what is far too dear is seen at once
             return 1
         factor, cost = 1, median(self._costs)
         while cost / (self.every * factor) > self.budget * seconds_per_step and self.every * factor < 1 << 16:

@@ -1,0 +1,175 @@
+"""The costly signals of a training: gradient, update and weight norms, and the probe.
+
+They are measured at strides fixed by the step's number, which are doubled while a signal takes more than its budget;
+and besides at the first steps whose batch has another size than the others, and for a few steps after the detector
+has seen something.
+"""
+
+from __future__ import annotations
+
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from whyspike.errors import BadTraining
+from whyspike.liveprobe import LiveProbe
+from whyspike.norms import Norms
+from whyspike.recordwriter import RecordWriter
+from whyspike.seams import LossFn
+from whyspike.strides import Stride, counts
+
+BUDGET = 0.0015  # share of the training's time for each of the three
+LOOK_AFTER_EVENT = 8  # steps that are measured one by one after the detector has seen something
+TABLE_TENSORS = 256  # with more tensors their single norms are measured less often: 0.5 MB per 1,000 steps
+
+
+class Measures:
+    """Decides at which steps what is measured, and measures it.
+
+    Args:
+        loss_fn: None for no probe.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: Optimizer | None, loss_fn: LossFn | None, writer: RecordWriter
+    ) -> None:
+        self.norms = Norms(model, optimizer) if optimizer is not None else None
+        self.wanted = False  # anything in this step
+        self.due = 0  # the next step at which something is, by its stride
+        self.probes: dict[int, float] = {}  # by step, for the detector
+        self.probe_off: str | None = None if loss_fn is not None else "no loss_fn was given"
+        self._model, self._optimizer, self._loss_fn, self._writer = model, optimizer, loss_fn, writer
+        self._probe: LiveProbe | None = None
+        self._step = 0
+        tensors = len(self.norms.parameters) if self.norms is not None else 0
+        self._grad_stride = Stride("gradient_norm", 8 * max(1, tensors // TABLE_TENSORS), BUDGET)
+        self._update_stride = Stride("update_norm", 16, BUDGET)
+        self._probe_stride = Stride("probe", 8, BUDGET)
+        self.strides = [self._grad_stride, self._update_stride, self._probe_stride]
+        self._grad = self._update = self._probing = False
+        self._burst_until = -1
+        self._odd_seen = 0
+        self._named = False
+        self._pending: list[tuple[str, int, torch.Tensor]] = []  # measured, not read yet
+        self._update_s = 0.0
+        self._post_hook: Any = None
+
+    # ------------------------------------------------------------------ when
+
+    def plan(self, step: int) -> None:
+        """Decide what is measured in the step that begins."""
+        burst = step <= self._burst_until
+        self._step = step
+        self._grad = burst or self._grad_stride.due(step)
+        self._update = burst or self._update_stride.due(step)
+        self._probing = burst or self._probe_stride.due(step)
+        self.wanted = self._grad or self._update or self._probing
+        self.due = step + 1 if burst else min(s.next_after(step) for s in self.strides)
+
+    def odd_batch(self, step: int) -> bool:
+        """A batch of another size: look closely, but not at every one of thousands. Returns whether."""
+        looks = counts(self._odd_seen)
+        self._odd_seen += 1
+        if looks:
+            self._step = step
+            self._grad = self._update = self._probing = self.wanted = True
+        return looks
+
+    def burst(self, step: int) -> None:
+        """Measure this step and the next ones."""
+        self._burst_until = step + LOOK_AFTER_EVENT
+        self.plan(step)
+
+    def adapt(self, step: int, others: list[Stride], seconds_per_step: list[float]) -> None:
+        """Double the strides of what costs too much. The step time is a median: pauses and evaluations do not count."""
+        if len(seconds_per_step) < 3:
+            return
+        per_step = median(seconds_per_step)
+        for stride in (*self.strides, *others):
+            factor = stride.adapt(per_step)
+            if factor > 1:
+                self._writer.mark(step, "stride", {"signal": stride.name, "every": stride.every, "factor": factor})
+                self.due = min(s.next_after(step - 1) for s in self.strides)
+
+    # ------------------------------------------------------------------ what
+
+    def before_update(self, step: int) -> None:
+        """Gradient norms, and the weights before the update."""
+        norms, start = self.norms, perf_counter()
+        if norms is None or self._optimizer is None:
+            return
+        if self._grad:
+            self._grad = False
+            if norms.refresh() or not self._named:
+                self._named = True
+                self.read()
+                self._writer.names("gradient_norm", norms.names)
+            found = norms.gradients()
+            if found is not None:
+                self._pending.append(("gradient_norm", step, found[0]))
+                self._pending.append(("gradient_norm/", step, found[1]))
+            now = perf_counter()
+            self._grad_stride.spent(now - start)
+            start = now
+        if self._update:
+            self._update = False
+            self._pending.append(("weight_norm", step, norms.before_update()))
+            self._update_s = perf_counter() - start
+            # A hook that is always there would cost every step; this one goes when it has run.
+            self._post_hook = self._optimizer.register_step_post_hook(self._after_update)
+
+    def _after_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        start = perf_counter()
+        self.let_go()
+        if self.norms is not None:
+            try:
+                self._pending.append(("update_norm", self._step, self.norms.after_update()))
+            except Exception:  # never into the user's optimizer.step(); the weight norm alone is kept
+                self.norms = None
+            self._update_stride.spent(self._update_s + perf_counter() - start)
+
+    def let_go(self) -> None:
+        """Remove the hook, if it is there."""
+        if self._post_hook is not None:
+            self._post_hook.remove()
+            self._post_hook = None
+
+    def later(self, name: str, step: int, value: torch.Tensor) -> None:
+        """A value on a GPU that is read with the others."""
+        self._pending.append((name, step, value.clone()))
+
+    def probe_set(self, batch: Any) -> None:
+        """The first batch of the training is the probe set."""
+        if self._probe is None and self.probe_off is None and self._loss_fn is not None:
+            self._probe = LiveProbe(self._model, self._loss_fn, batch)
+
+    def after_step(self, step: int) -> str | None:
+        """Measure the probe, if it is its turn. Returns why there is none from now on, if the user's loss_fn failed."""
+        probing = self._probing
+        self._grad = self._update = self._probing = self.wanted = False  # a scaler may have skipped the update
+        if not probing or self._probe is None:
+            return None
+        start = perf_counter()
+        try:
+            value = self._probe()
+        except BadTraining as error:
+            self._probe, self.probe_off = None, str(error)
+            self._writer.mark(step, "probe-off", {"reason": str(error)})
+            return str(error)
+        self._probe_stride.spent(perf_counter() - start)
+        self.probes[step] = value
+        self._writer.point("probe", step, value)
+        return None
+
+    def read(self) -> None:
+        """Hand what was measured to the writer. This is where a GPU is waited for."""
+        for name, step, value in self._pending:
+            if name.endswith("/"):
+                self._writer.table(name[:-1], step, value.tolist())
+            else:
+                self._writer.point(name, step, value.item())
+        self._pending.clear()
