@@ -292,7 +292,8 @@ class Arm:
         return lines[-1] if lines else "it ended without a word"
 
     def block(self) -> float:
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
         return float(self._process.stdout.readline())
@@ -476,9 +477,10 @@ def main() -> None:
         head = (
             "# What recording costs\n\n"
             f"Written by `{command.strip()}` on {os.cpu_count()} cores, {platform.python_implementation()} "
-            f"{platform.python_version()}, torch {torch.__version__}, {options.threads} thread(s). Every arm is a process of its "
-            "own; they take turns, a block of steps each, and each block is compared with the plain loop's block of the "
-            "same round. Capsules, probe and stored batches are on. A peer runs with the defaults of its README.\n"
+            f"{platform.python_version()}, torch {torch.__version__}, {options.threads} thread(s). Every arm is a "
+            "process of its own; they take turns, a block of steps each, and each block is compared with the plain "
+            "loop's block of the same round. Capsules, probe and stored batches are on. A peer runs with the defaults "
+            "of its README.\n"
         )
         REPORT.parent.mkdir(parents=True, exist_ok=True)
         REPORT.write_text(head + "\n" + text + "\n", encoding="utf-8")

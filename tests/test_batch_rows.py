@@ -92,7 +92,6 @@ def test_tile_is_the_concatenation_of_copies(n: int, copies: int) -> None:
     assert same(batches.tile(rows_of(n), copies), batches.concat([rows_of(n)] * copies))
 
 
-@pytest.mark.xfail(strict=True, reason="_join asks every batch alone whether its list holds one thing for each sample")
 def test_ragged_rows_join_where_one_of_them_could_be_a_column() -> None:
     """A last batch of one sample whose ragged row has length 1: alone it could be a column, beside the others not."""
     pieces = [{"x": torch.zeros(2), "r": [torch.zeros(3), torch.zeros(4)]}, {"x": torch.zeros(1), "r": [torch.ones(1)]}]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict, namedtuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from whyspike.errors import NotReplayable
 Pair = namedtuple("Pair", "image label")
 
 
-def same(a: object, b: object) -> bool:
+def same(a: Any, b: Any) -> bool:
     """The slow, obvious comparison: type, structure, dtype and every value."""
     if type(a) is not type(b):
         return False
@@ -43,7 +44,7 @@ def leaves(n: int) -> st.SearchStrategy:
 
 
 @st.composite
-def nests(draw: st.DrawFn) -> tuple[object, int]:
+def nests(draw: st.DrawFn) -> tuple[Any, int]:
     # n = 5 is longer than any container drawn, so that a list is a container or rows without doubt
     n = 5
     inner = st.recursive(
@@ -61,7 +62,7 @@ def nests(draw: st.DrawFn) -> tuple[object, int]:
 
 @settings(deadline=None, max_examples=60)
 @given(nests(), st.lists(st.integers(0, 4), min_size=1, max_size=7))
-def test_taking_rows_twice_is_taking_the_rows_of_the_rows(nest: tuple[object, int], rows: list[int]) -> None:
+def test_taking_rows_twice_is_taking_the_rows_of_the_rows(nest: tuple[Any, int], rows: list[int]) -> None:
     batch, n = nest
     taken = batches.take(batch, rows, n)
     assert batches.size(taken) == len(rows)
@@ -72,7 +73,7 @@ def test_taking_rows_twice_is_taking_the_rows_of_the_rows(nest: tuple[object, in
 
 @settings(deadline=None, max_examples=60)
 @given(nests())
-def test_cutting_and_joining_gives_the_batch_back(nest: tuple[object, int]) -> None:
+def test_cutting_and_joining_gives_the_batch_back(nest: tuple[Any, int]) -> None:
     batch, n = nest
     parts = [batches.take(batch, [0, 1, 2, 3], n), batches.take(batch, [4, 0, 1, 2], n)]
     assert same(batches.concat(parts, [4, 4]), batches.take(batch, [0, 1, 2, 3, 4, 0, 1, 2], n))
@@ -80,7 +81,7 @@ def test_cutting_and_joining_gives_the_batch_back(nest: tuple[object, int]) -> N
 
 @settings(deadline=None, max_examples=60)
 @given(nests())
-def test_a_batch_survives_json_and_numpy(nest: tuple[object, int]) -> None:
+def test_a_batch_survives_json_and_numpy(nest: tuple[Any, int]) -> None:
     batch, _ = nest
     tree, tensors = batches.flatten(batch)
     assert same(batches.unflatten(json.loads(json.dumps(tree)), tensors), batch)
@@ -88,12 +89,12 @@ def test_a_batch_survives_json_and_numpy(nest: tuple[object, int]) -> None:
 
 @settings(deadline=None, max_examples=30)
 @given(nests())
-def test_a_copy_shares_nothing(nest: tuple[object, int]) -> None:
+def test_a_copy_shares_nothing(nest: tuple[Any, int]) -> None:
     batch, _ = nest
     copy = batches.clone(batch)
     assert same(copy, batch)
     batches.walk(copy, lambda t: t.zero_(), lambda a: a.fill(0))
-    assert same(batch["first"], torch.arange(5))  # type: ignore[index]
+    assert same(batch["first"], torch.arange(5))
 
 
 def test_versions_grow_with_a_change_in_place() -> None:

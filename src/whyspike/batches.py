@@ -178,8 +178,8 @@ def _rows(x: Any, n: int, rows: list[int], where: str) -> Any:
             return x
         if x.shape[0] != n:
             raise NotReplayable(
-                f"{where} holds {_describe(x)}, whose first dimension is not the {n} samples of the batch, so it cannot "
-                "be cut into samples; let the collate_fn give every tensor one row per sample"
+                f"{where} holds {_describe(x)}, whose first dimension is not the {n} samples of the batch, so it "
+                "cannot be cut into samples; let the collate_fn give every tensor one row per sample"
             )
         return x[rows]
     if isinstance(x, Mapping):
@@ -215,7 +215,8 @@ def _join(parts: list[Any], counts: list[int], where: str) -> Any:
         return _mapping_like(first, {k: _join([p[k] for p in parts], counts, f"{where}[{k!r}]") for k in first})
     if isinstance(first, list | tuple):
         _check_not_packed(first, where)
-        if all(_is_rows(p, n) for p, n in zip(parts, counts, strict=True)):
+        of_samples = zip(parts, counts, strict=True)
+        if any(_is_rows(p, n) for p, n in of_samples) and all(len(p) == n for p, n in zip(parts, counts, strict=True)):
             return _sequence_like(first, [e for p in parts for e in p])
         if any(len(p) != len(first) for p in parts):
             raise NotReplayable(f"{where} is a list of another length in one batch than in another")
@@ -245,8 +246,8 @@ def _describe(x: Any) -> str:
 
 def _opaque(x: Any, where: str) -> str:
     return (
-        f"{where} is of type {type(x).__module__}.{type(x).__qualname__}, which whyspike can neither cut into samples nor "
-        "store without pickle; tensors, arrays, numbers and strings in dicts, lists and tuples can be"
+        f"{where} is of type {type(x).__module__}.{type(x).__qualname__}, which whyspike can neither cut into samples "
+        "nor store without pickle; tensors, arrays, numbers and strings in dicts, lists and tuples can be"
     )
 
 

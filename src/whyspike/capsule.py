@@ -182,9 +182,9 @@ def _restore_model(capsule: Capsule, model: nn.Module) -> None:
         if same:
             torch._foreach_copy_([own[k] for k in same], [theirs[k] for k in same])
         for k in own.keys() - set(same):
-            own[k].set_(theirs[k].to(own[k].device, copy=True)) if own[k].shape != theirs[k].shape else own[k].copy_(
-                theirs[k]
-            )
+            if own[k].shape != theirs[k].shape:  # a buffer that grows
+                own[k].resize_(theirs[k].shape)
+            own[k].copy_(theirs[k])
     training = set(capsule.training)
     for name, module in model.named_modules():
         module.training = name in training
@@ -202,11 +202,13 @@ def _restore_optimizer(capsule: Capsule, optimizer: Optimizer) -> None:
         isinstance(k, int) and k >= len(parameters) for k in stored["state"]
     ):
         raise NotReplayable(
-            f"the optimizer given has {len(optimizer.param_groups)} parameter groups over {len(parameters)} tensors, which "
-            "are not those that were recorded; give the optimizer that watch() was given, or one built the same way"
+            f"the optimizer given has {len(optimizer.param_groups)} parameter groups over {len(parameters)} "
+            "tensors, which are not those that were recorded; give the optimizer that watch() was given, or one built "
+            "the same way"
         )
     wanted = {parameters[k] if isinstance(k, int) else k: v for k, v in stored["state"].items()}
-    for key in [k for k in optimizer.state if not any(k is w for w in wanted)]:
+    known = {id(key) for key in wanted}
+    for key in [k for k in optimizer.state if id(k) not in known]:
         del optimizer.state[key]
     pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
     for key, value in wanted.items():

@@ -128,6 +128,7 @@ def pack_rng(state: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def unpack_rng(state: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The inverse of `pack_rng`."""
     if state is None or "python" not in state:
         return None if state is None else dict(state)
     version, numbers, gauss = state["python"]

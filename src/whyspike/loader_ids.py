@@ -1,4 +1,4 @@
-"""Which samples of the dataset a batch holds: the index lists that a DataLoader's sampler hands out, noted on their way.
+"""Which samples a batch holds: the index lists that a DataLoader's sampler hands out, noted on their way.
 
 The sampler is wrapped only while the loader makes its iterator, so the loader is the user's own again before the
 second batch. Nothing is drawn, nothing is reordered, no random number is used.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import filterfalse
 from typing import Any
 
@@ -121,7 +121,7 @@ def _shuffles(sampler: Any, batch_sampler: Any) -> bool | None:
     return {"RandomSampler": True, "SequentialSampler": False}.get(type(inner).__name__)
 
 
-def length(sized: Iterable[Any] | Any) -> int | None:
+def length(sized: Any) -> int | None:
     """len(), or None for what has no length."""
     try:
         return len(sized)

@@ -100,6 +100,7 @@ class Ring:
 
 
 def main_memory() -> int:
+    """Bytes of main memory of this machine."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # Windows

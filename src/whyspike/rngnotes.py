@@ -94,7 +94,7 @@ def _numpy(state: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def torch_rng_state() -> dict[str, Any]:
-    """torch's generators alone: numpy's and Python's cost twenty times as much to read."""
+    """The generators of torch alone: numpy's and Python's cost twenty times as much to read."""
     state: dict[str, Any] = {"torch": torch.get_rng_state()}
     if torch.cuda.is_initialized():
         state["cuda"] = torch.cuda.get_rng_state_all()

@@ -118,6 +118,7 @@ def pack(values: np.ndarray) -> list[object]:
 
 
 def unpack(column: Sequence[Any]) -> np.ndarray:
+    """The inverse of `pack`; the array is read-only."""
     return np.frombuffer(column[1], dtype=column[0])
 
 

@@ -150,7 +150,8 @@ def _run(
 ) -> Run:
     loss = _column(steps, "loss", "f8")
     step = _column(steps, "step")
-    assert loss is not None and step is not None  # every frame has them
+    assert loss is not None, "every frame has it"
+    assert step is not None, "every frame has it"
     epoch, index, n_samples = _column(steps, "epoch"), _column(steps, "index"), _column(steps, "n_samples")
     if len(loss) < SHORT:
         text = f"{len(loss)} steps were recorded; an event is measured against the {SHORT} steps before it"
