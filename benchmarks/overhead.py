@@ -87,7 +87,7 @@ class Setup:
     build: Callable[[], tuple[nn.Module, torch.optim.Optimizer, DataLoader[Any]]]
     loss_fn: Callable[[nn.Module, Any], torch.Tensor]
     block: int
-    warm_up: int  # blocks before the measuring: allocation, and the strides finding their place
+    warm_up: int  # blocks before the measuring: allocation, the strides finding their place, the first capsules
     pairs: int
     starts: int
     target: float
@@ -123,8 +123,8 @@ def _same(rows: Any) -> Any:
 
 
 SETUPS = {
-    "mlp": Setup("MLP 14-100-40-4, B = 64, Adam", mlp, mlp_loss, 200, 10, pairs=40, starts=5, target=1.06),
-    "gpt": Setup("GPT 10.9M, 8 x 128 tokens, AdamW", gpt, gpt_loss, 2, 10, pairs=15, starts=2, target=1.03),
+    "mlp": Setup("MLP 14-100-40-4, B = 64, Adam", mlp, mlp_loss, 200, 30, pairs=40, starts=5, target=1.06),
+    "gpt": Setup("GPT 10.9M, 8 x 128 tokens, AdamW", gpt, gpt_loss, 2, 24, pairs=20, starts=2, target=1.03),
 }
 
 

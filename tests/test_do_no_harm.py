@@ -418,3 +418,30 @@ def test_a_number_that_is_none_does_not_end_the_record(tmp_path: Path) -> None:
     run = read(tmp_path / "run")
     assert run.loss.tolist() == [1.0, 2.0]
     assert run.signals["accuracy"].value.tolist() == [0.5]
+
+
+def test_recorders_and_hooks_of_the_user_on_one_optimizer(tmp_path: Path) -> None:
+    """Hooks come and go while others are called; none may be lost and none may break the loop over them."""
+    seed()
+    model, optimizer, data = mlp()
+    called = {"before": 0, "after": 0}
+
+    def note(key: str) -> None:
+        called[key] += 1
+
+    optimizer.register_step_pre_hook(lambda *_: note("before"))
+    with whyspike.watch(model, optimizer, path=tmp_path / "one") as one:
+        with whyspike.watch(model, optimizer, path=tmp_path / "two") as two:
+            optimizer.register_step_post_hook(lambda *_: note("after"))
+            for batch in one.batches(two.batches(DataLoader(data, batch_size=8))):
+                loss = loss_of(model, batch)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                one.step(loss)
+                two.step(loss)
+            assert one.recording
+            assert two.recording
+    steps = len(read(tmp_path / "two"))
+    assert called == {"before": steps, "after": steps}
+    assert len(read(tmp_path / "one").signals["update_norm"].step) > 0

@@ -57,6 +57,7 @@ class Measures:
         self._pending: list[tuple[str, int, torch.Tensor]] = []  # measured, not read yet
         self._update_s = 0.0
         self._post_hook: Any = None
+        self._armed = False  # the weights before the update are there, those after it are not
 
     # ------------------------------------------------------------------ when
 
@@ -119,12 +120,16 @@ class Measures:
             self._update = False
             self._pending.append(("weight_norm", step, norms.before_update()))
             self._update_s = perf_counter() - start
-            # A hook that is always there would cost every step; this one goes when it has run.
-            self._post_hook = self._optimizer.register_step_post_hook(self._after_update)
+            # A hook that is always there would cost every step. It goes after the step: a hook that removes itself
+            # while hooks run breaks the loop over them if another one follows.
+            self._armed = True
+            if self._post_hook is None:
+                self._post_hook = self._optimizer.register_step_post_hook(self._after_update)
 
     def _after_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        start = perf_counter()
-        self.let_go()
+        if not self._armed:
+            return
+        self._armed, start = False, perf_counter()
         if self.norms is not None:
             try:
                 self._pending.append(("update_norm", self._step, self.norms.after_update()))
@@ -133,7 +138,8 @@ class Measures:
             self._update_stride.spent(self._update_s + perf_counter() - start)
 
     def let_go(self) -> None:
-        """Remove the hook, if it is there."""
+        """Remove the hook, if it is there. Not to be called while hooks run."""
+        self._armed = False
         if self._post_hook is not None:
             self._post_hook.remove()
             self._post_hook = None
@@ -149,6 +155,7 @@ class Measures:
 
     def after_step(self, step: int) -> str | None:
         """Measure the probe, if it is its turn. Returns why there is none from now on, if the user's loss_fn failed."""
+        self.let_go()
         probing = self._probing
         self._grad = self._update = self._probing = self.wanted = False  # a scaler may have skipped the update
         if not probing or self._probe is None:

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 DISABLE = "WHYSPIKE_DISABLE"
 FLUSH_S = 1.0  # a killed process loses no more than this
 FLUSH_STEPS = 1024
-DRAIN_STEPS = (16, 64)  # losses are read, and the detector fed, so many steps at a time; as many as a snapshot's stride
+DRAIN_STEPS = (16, 32)  # losses are read, and the detector fed, so many steps at a time; as many as a snapshot's stride
 STEADY_STEPS = 64  # steps without a change after which the lr is read when a batch is drawn, not at every update
 ALARM = 1.3  # a loss this much above the recent ones is looked at without waiting for DRAIN_STEPS
 EVENT_APART = 30  # steps between two events at least; nearer ones are one (detect.MERGE_STEPS)
@@ -158,6 +158,7 @@ class Recorder:
         self._lrs: list[Any] = []
         self._lr0: Any = None
         self._pre_hook: Any = None
+        self._updating = False
         self._hook_until = 0
         self._hyper_marks = 0
         # what happens now and then
@@ -433,7 +434,7 @@ class Recorder:
         """Have `_before_update` called before the update, or not: a hook costs every step that does not need it."""
         if wanted and self._pre_hook is None:
             self._pre_hook = self.optimizer.register_step_pre_hook(self._before_update)
-        elif not wanted and self._pre_hook is not None:
+        elif not wanted and self._pre_hook is not None and not self._updating:
             self._pre_hook.remove()
             self._pre_hook = None
 
@@ -452,7 +453,9 @@ class Recorder:
             if self._measures.wanted:
                 self._measures.before_update(self._step)
         except Exception as error:
+            self._updating = True  # a hook must not be removed while hooks run; it does nothing from now on
             self._fail(error)
+            self._updating = False
 
     def _clipped(self, parameters: Any, kind: str, limit: Any, norm: Any) -> None:
         norms = self._measures.norms
