@@ -430,18 +430,20 @@ def test_recorders_and_hooks_of_the_user_on_one_optimizer(tmp_path: Path) -> Non
         called[key] += 1
 
     optimizer.register_step_pre_hook(lambda *_: note("before"))
-    with whyspike.watch(model, optimizer, path=tmp_path / "one") as one:
-        with whyspike.watch(model, optimizer, path=tmp_path / "two") as two:
-            optimizer.register_step_post_hook(lambda *_: note("after"))
-            for batch in one.batches(two.batches(DataLoader(data, batch_size=8))):
-                loss = loss_of(model, batch)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                one.step(loss)
-                two.step(loss)
-            assert one.recording
-            assert two.recording
+    with (
+        whyspike.watch(model, optimizer, path=tmp_path / "one") as one,
+        whyspike.watch(model, optimizer, path=tmp_path / "two") as two,
+    ):
+        optimizer.register_step_post_hook(lambda *_: note("after"))
+        for batch in one.batches(two.batches(DataLoader(data, batch_size=8))):
+            loss = loss_of(model, batch)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            one.step(loss)
+            two.step(loss)
+        assert one.recording
+        assert two.recording
     steps = len(read(tmp_path / "two"))
     assert called == {"before": steps, "after": steps}
     assert len(read(tmp_path / "one").signals["update_norm"].step) > 0
