@@ -343,7 +343,7 @@ def test_a_batch_that_the_user_modifies_is_noticed(since: int, tmp_path: Path) -
                 rec.step(loss)
                 step += 1
     run = read(tmp_path / "run")
-    assert [m["name"] for m in run.facts["marks"]].count("batches-modified") == 1
+    assert [m.name for m in run.marks].count("batches-modified") == 1
     assert check_stored(tmp_path / "run", data) > 20
 
 
@@ -396,7 +396,7 @@ def test_batches_that_cannot_be_stored_are_left_out_and_said(tmp_path: Path) -> 
                 optimizer.step()
                 rec.step(1.0)
     run = read(tmp_path / "run")
-    reasons = [m["data"]["reason"] for m in run.facts["marks"] if m["name"] == "batches-off"]
+    reasons = [m.data["reason"] for m in run.marks if m.name == "batches-off"]
     assert len(reasons) == 1
     assert "Odd" in reasons[0]
     for path in run.capsules:

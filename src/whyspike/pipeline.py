@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from whyspike import answer as answers
+from whyspike.case import PLAIN, Build, Log, Loop, Vary
 from whyspike.cause import Cause, Observation, ScratchCure, catalogue
 from whyspike.errors import UnreadableRun, WhySpikeError
 from whyspike.observe import observe
 from whyspike.suspect import suspect
+from whyspike.training import Training
 from whyspike.types import Diagnosis, Evidence, Harm, Outcome, RunInfo, Suspicion, Trial, Verdict
 
 if TYPE_CHECKING:
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
     from whyspike.judge import Judged
     from whyspike.record import Recorder
     from whyspike.replay import Subject
-    from whyspike.training import Training
 
 Progress = Callable[[str, float], None]
 
@@ -124,18 +125,54 @@ def prove(
     return made
 
 
-def demo(case: Case, *, healthy: bool = False, seed: int = 0, progress: Progress | None = None) -> Diagnosis:
-    """Train a case, or its healthy twin, on one thread, and take it through all stages."""
+def take(
+    build: Build, *, seed: int = 0, vary: Vary = PLAIN, verify_cures: bool = True, progress: Progress | None = None
+) -> Diagnosis:
+    """Train what a case builds on one thread, and take it through all stages.
+
+    A `Training` is proven and its cures are trained; a `Loop` is recorded, diagnosed and proven; a `Log` is diagnosed.
+    """
     import torch
 
+    from whyspike.record import watch
+
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # a bitwise replay, and a demo that does not depend on the machine
+    torch.set_num_threads(1)  # a bitwise replay, and a result that does not depend on the machine
     try:
-        build = case.healthy if healthy else case.sick
         with tempfile.TemporaryDirectory() as folder:
-            made = prove(build, seed=seed, path=Path(folder) / "run", progress=progress)
+            path = Path(folder) / "run"
+            made = build(seed, vary)
+            if isinstance(made, Log):
+                path.mkdir()
+                return diagnose(made.write(path), progress=progress)
+            if isinstance(made, Loop):
+                recorder = watch(
+                    made.model,
+                    made.optimizer,
+                    loss_fn=made.loss_fn,
+                    scheduler=made.scheduler,
+                    scaler=made.scaler,
+                    path=path,
+                )
+                if progress:
+                    progress("training", 0.0)
+                with recorder as rec:
+                    made.body(rec)
+                return diagnose_recorder(recorder, prove=True, progress=progress)
+
+            def afresh(seed: int = seed) -> Training:
+                again = build(seed, vary)
+                assert isinstance(again, Training), "a case builds the same kind of thing for every seed"
+                return again
+
+            return prove(afresh, seed=seed, path=path, verify_cures=verify_cures, progress=progress)
     finally:
         torch.set_num_threads(threads)
+
+
+def demo(case: Case, *, healthy: bool = False, seed: int = 0, progress: Progress | None = None) -> Diagnosis:
+    """Take a case, or its healthy twin, through all stages."""
+    made = take(case.healthy if healthy else case.sick, seed=seed, progress=progress)
     name = f"{case.name}{' (healthy twin)' if healthy else ''}"
     return replace(made, run=replace(made.run, source=name))
 

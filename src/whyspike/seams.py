@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -38,6 +39,16 @@ class StepContext:
     since_event: int | None = None  # steps since the latest event step, 0 on it; None before the first
 
 
+@dataclass(frozen=True, kw_only=True)
+class EpochContext:
+    """What an intervention may look at to decide in which order an epoch draws its samples."""
+
+    epoch: int
+    batch_size: int
+    previous: Sequence[np.ndarray]  # the dataset indices of each epoch before, int64 [N], in the order they were drawn
+    rng: np.random.Generator  # the same for all arms of a pair
+
+
 class Intervention:
     """A change at one seam. The base class is the baseline: it changes nothing.
 
@@ -49,6 +60,10 @@ class Intervention:
 
     def begin(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Forget everything: a new replay begins."""
+
+    def order(self, at: EpochContext, ids: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+        """Change which samples an epoch draws, and in which order: one array of dataset indices for each batch."""
+        return ids
 
     def batch(self, at: StepContext, batch: Any) -> Any | None:
         """Change the mini-batch. Returning None skips the step: no forward, no update."""

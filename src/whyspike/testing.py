@@ -30,7 +30,7 @@ from whyspike.types import Applicability, Cure, Event, EventKind, Family, Findin
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from whyspike.case import Case
+    from whyspike.case import Build, Case
     from whyspike.types import Diagnosis
 
 NEEDS = ("n_samples", "sample_ids", "steps_per_epoch", "exponent", "replay", "units", "batch_null")
@@ -269,17 +269,10 @@ def check_case(case: Case, seed: int) -> Checked:
     return made
 
 
-def _diagnosed(build: Any, seed: int) -> Diagnosis:
-    import torch
+def _diagnosed(build: Build, seed: int) -> Diagnosis:
+    from whyspike.pipeline import take
 
-    from whyspike.pipeline import prove
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # replays are bitwise for a fixed thread count
-    try:
-        return prove(lambda seed=seed: build(seed), seed=seed, verify_cures=False)
-    finally:
-        torch.set_num_threads(threads)
+    return take(build, seed=seed, verify_cures=False)
 
 
 def _confirmed(made: Diagnosis) -> Mapping[str, str]:

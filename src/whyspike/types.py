@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -168,6 +168,15 @@ class Series:
     value: np.ndarray  # float64 [K]
 
 
+@dataclass(frozen=True)
+class Mark:
+    """What happened once, before the step `step`: an epoch's end, an evaluation, a doubled stride (architecture.md)."""
+
+    step: int
+    name: str
+    data: Mapping[str, Any]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """What a training did: one row per optimizer step. Rows are in order and steps do not repeat."""
@@ -187,10 +196,15 @@ class Run:
     facts: Mapping[str, object] = field(default_factory=dict)  # the header of the record, as written
     capsules: tuple[Path, ...] = ()  # pinned snapshots, in order of their step
     trials: tuple[Trial, ...] = ()
+    marks: tuple[Mark, ...] = ()  # in the order in which they were written
     notes: tuple[Note, ...] = ()
 
     def __len__(self) -> int:
         return len(self.step)
+
+    def marked(self, *names: str) -> tuple[Mark, ...]:
+        """The marks of these names."""
+        return tuple(m for m in self.marks if m.name in names)
 
 
 @dataclass(frozen=True, kw_only=True)

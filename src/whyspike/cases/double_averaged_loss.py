@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from whyspike.case import Case
+from whyspike.case import PLAIN, Case, Vary
 from whyspike.training import Training
 
 CELLS, CELL_PIXELS, CLASSES = 4, 8, 11
@@ -97,11 +97,11 @@ def training(
     )
 
 
-def sick(seed: int = 0) -> Training:
+def sick(seed: int = 0, vary: Vary = PLAIN) -> Training:
     return training(twice=True, seed=seed)
 
 
-def healthy(seed: int = 0) -> Training:
+def healthy(seed: int = 0, vary: Vary = PLAIN) -> Training:
     return training(twice=False, seed=seed)
 
 

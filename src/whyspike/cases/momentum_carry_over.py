@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
-from whyspike.case import Case
+from whyspike.case import PLAIN, Case, Vary
 from whyspike.cases._data import digits
 from whyspike.training import Training
 
@@ -73,11 +73,11 @@ def training(*, garbled: bool, seed: int = 0, lr: float = 0.02) -> Training:
     )
 
 
-def sick(seed: int = 0) -> Training:
+def sick(seed: int = 0, vary: Vary = PLAIN) -> Training:
     return training(garbled=True, seed=seed)
 
 
-def healthy(seed: int = 0) -> Training:
+def healthy(seed: int = 0, vary: Vary = PLAIN) -> Training:
     return training(garbled=False, seed=seed)
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from whyspike.case import Case
+from whyspike.case import PLAIN, Case, Vary
 from whyspike.training import Training
 
 FEATURES = 16
@@ -50,11 +50,11 @@ def training(n: int, seed: int = 0, *, batch_size: int = 1024, epochs: int = 13,
     )
 
 
-def sick(seed: int = 0) -> Training:
+def sick(seed: int = 0, vary: Vary = PLAIN) -> Training:
     return training(66562, seed)
 
 
-def healthy(seed: int = 0) -> Training:
+def healthy(seed: int = 0, vary: Vary = PLAIN) -> Training:
     return training(66560, seed)
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader
 
-from whyspike.case import Case
+from whyspike.case import PLAIN, Case, Vary
 from whyspike.cases._data import digits
 from whyspike.training import Training
 
@@ -44,11 +44,11 @@ def training(*, summed: bool, seed: int = 0, epochs: int = 10, lr: float = 0.02)
     )
 
 
-def sick(seed: int = 0) -> Training:
+def sick(seed: int = 0, vary: Vary = PLAIN) -> Training:
     return training(summed=True, seed=seed)
 
 
-def healthy(seed: int = 0) -> Training:
+def healthy(seed: int = 0, vary: Vary = PLAIN) -> Training:
     return training(summed=False, seed=seed)
 
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
-from whyspike.case import Case
+from whyspike.case import PLAIN, Case, Vary
 from whyspike.training import Training
 
 CAMERAS, BATCH, SIDE = 128, 16, 8
@@ -88,11 +88,11 @@ def training(*, by_objects: bool, seed: int = 0, epochs: int = 12, lr: float = 1
     )
 
 
-def sick(seed: int = 0) -> Training:
+def sick(seed: int = 0, vary: Vary = PLAIN) -> Training:
     return training(by_objects=True, seed=seed)
 
 
-def healthy(seed: int = 0) -> Training:
+def healthy(seed: int = 0, vary: Vary = PLAIN) -> Training:
     return training(by_objects=False, seed=seed)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from whyspike.errors import UnreadableRun
 from whyspike.runfolder import FORMAT, FRAMES, HEADER, VERSION, capsule_paths, frames, read_trials, unpack
-from whyspike.types import Note, Run, Series
+from whyspike.types import Mark, Note, Run, Series
 
 NAME = "whyspike"
 SHORT = 64  # steps: the window that an event's height is measured against
@@ -41,7 +41,7 @@ def read(path: Path) -> Run:
     steps: list[dict[str, np.ndarray]] = []
     points: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     names: dict[str, list[str]] = {}
-    marks: list[dict[str, Any]] = []
+    marks: list[Mark] = []
     notes: list[Note] = []
     source = frames(path / FRAMES)
     while True:
@@ -64,7 +64,7 @@ def read(path: Path) -> Run:
             for j, column in enumerate(columns):
                 points.setdefault(f"{frame['name']}/{column}", []).append((unpack(frame["step"]), table[:, j]))
         elif kind == "mark":
-            marks.append({"step": frame["step"], "name": frame["name"], "data": frame["data"]})
+            marks.append(Mark(frame["step"], frame["name"], frame["data"]))
     if not steps:
         raise UnreadableRun(
             f"{path} holds a header but no training step; call rec.step(loss) once after every optimizer.step() and "
@@ -145,7 +145,7 @@ def _run(
     facts: dict[str, Any],
     steps: list[dict[str, np.ndarray]],
     points: dict[str, list[tuple[np.ndarray, np.ndarray]]],
-    marks: list[dict[str, Any]],
+    marks: list[Mark],
     notes: list[Note],
 ) -> Run:
     loss = _column(steps, "loss", "f8")
@@ -157,8 +157,8 @@ def _run(
         text = f"{len(loss)} steps were recorded; an event is measured against the {SHORT} steps before it"
         notes.append(Note(id="too-short", text=text))
     for mark in marks:
-        if mark["name"] == "facts":  # learned after the header was written
-            facts.update(mark["data"])
+        if mark.name == "facts":  # learned after the header was written
+            facts.update(mark.data)
     batch_size = facts.get("step_size")
     if n_samples is not None and len(n_samples):
         batch_size = Counter(n_samples.tolist()).most_common(1)[0][0] or None
@@ -175,9 +175,10 @@ def _run(
         signals=_signals(steps, points),
         steps_per_epoch=_steps_per_epoch(epoch, index, facts),
         batch_size=batch_size if isinstance(batch_size, int) else None,
-        facts={**facts, "marks": marks},
+        facts=facts,
         capsules=tuple(capsule_paths(path)),
         trials=read_trials(path),
+        marks=tuple(marks),
         notes=tuple(notes),
     )
 
