@@ -72,7 +72,7 @@ class Epochs:
         return None
 
     def windows(self, first: int, last: int, most: int, *, following: int = 1) -> list[EpochWindow]:
-        """Up to `most` epochs between two steps, from the second on; those next to a capsule first.
+        """Up to `most` epochs between two steps, from the second on: the latest of those that are near a capsule.
 
         Args:
             following: how many recorded epochs each must be the first of.
@@ -88,12 +88,11 @@ class Epochs:
                 continue
             if near and first <= end and begin <= last:
                 found.append(EpochWindow(near[-1][1], epoch, begin, end, begin - near[-1][0]))
+        # Later epochs are more alike. One that begins more than an epoch after a capsule costs the way there, once.
         period = run.steps_per_epoch or 1
-        close = [w for w in found if w.far < period / 2]
-        spare = sorted((w for w in found if w not in close), key=lambda w: w.far)
-        if len(close) < most:
-            return sorted([*close, *spare[: most - len(close)]], key=lambda w: w.epoch)
-        return [close[int(k)] for k in np.linspace(0, len(close) - 1, most)]
+        near_enough = [w for w in found if w.far <= 1.5 * period]
+        chosen = near_enough[-most:] if len(near_enough) >= most else sorted(found, key=lambda w: w.far)[:most]
+        return sorted(chosen, key=lambda w: w.epoch)
 
     def _complete(self, epoch: int) -> bool:
         rows = self._rows.get(epoch)
@@ -153,6 +152,23 @@ class Epochs:
             recorded += subject.run.loss[self._rows[epoch]].tolist()
         recorded = [*recorded, *[math.nan] * len(reported)][: len(reported)]
         return Replayed(window.first_step, measured, tuple(reported), tuple(state), before, tuple(recorded))
+
+    def along(self, window: EpochWindow, phases: Sequence[float]) -> Iterator[int]:
+        """Train the epoch as recorded and stop at these fractions of it. Call it inside `subject.kept()`.
+
+        Yields:
+            The step that would come next; the network is in the state before it.
+        """
+        self._to_boundary(window)
+        rows = self._rows[window.epoch]
+        stops = sorted({round(p * (rows.stop - rows.start)) for p in phases})
+        if stops and stops[0] == 0:
+            yield window.first_step
+        for index, _ in enumerate(self._train(window, window.epoch, self.ids(window.epoch), BASELINE), 1):
+            if index in stops:
+                yield window.first_step + index
+            if not stops or index >= stops[-1]:
+                return
 
     def _train(
         self, window: EpochWindow, epoch: int, order: Sequence[np.ndarray], intervention: Intervention, skip: int = 0

@@ -1,6 +1,6 @@
 """How much an event costs: the area above the level before it, in log-loss times steps.
 
-Five measures, because a number that is plotted, a network that is damaged and a damage that grows are three things:
+Six measures, because a number that is plotted, a network that is damaged and a damage that grows are three things:
 
 - `state`: area of the probe loss above its level before the event, from the event on;
 - `reported`: area of the logged loss above its median over the 64 steps before, over the event's own steps;
@@ -8,7 +8,10 @@ Five measures, because a number that is plotted, a network that is damaged and a
   what the optimizer's memory adds to a step that is already made;
 - `dip`: as `reported`, below the level instead of above it;
 - `pattern`: of a replayed epoch, the amplitude (lowest to highest phase, nats) of the pattern that the other epochs of
-  the run have in common, less the drift of the probe; negative where the pattern is upside down.
+  the run have in common, less the drift of the network; negative where the pattern is upside down;
+- `rise`: as `pattern`, of the epoch's plain course, from which no drift is taken. Where every sample is visited once an
+  epoch, what the network gains by a sample's own visits shows at the next epoch's begin and not within the epoch, so
+  that a line through both would make a rise of a flat course.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from whyspike.pattern import Pattern
 
-Measure = Literal["state", "reported", "growth", "dip", "pattern"]
+Measure = Literal["state", "reported", "growth", "dip", "pattern", "rise"]
 
 
 CAP = 50.0  # nats; a replay that overflows counts as this much per step, so that arms stay comparable
@@ -56,7 +59,7 @@ def excess(
     """The excess of one replay.
 
     Args:
-        measure: any but "pattern", which `pattern_excess` measures.
+        measure: any but "pattern" and "rise", which `pattern_excess` measures.
         onset: position of the event's first step in `reported` and `state`.
         length: steps of the event itself, for the logged loss.
     """
@@ -70,13 +73,13 @@ def excess(
     return area_above(state[onset:], state_reference)
 
 
-def pattern_excess(pattern: Pattern, *, reported: Sequence[float], state_before: float, state_after: float) -> float:
+def pattern_excess(pattern: Pattern, *, reported: Sequence[float], drift: float) -> float:
     """The excess of one replayed epoch: the amplitude of the pattern in it, nats.
 
     Args:
         pattern: of the other epochs.
         reported: the logged losses of the epoch.
-        state_before, state_after: the probe loss before its first and after its last step. What the network itself
-            gained or lost over the epoch is no pattern.
+        drift: by how many nats of log loss the network itself changed over the epoch; what it gained or lost for good
+            is no pattern.
     """
-    return pattern.amplitude_in(reported, drift=log_rise(state_after, state_before))
+    return pattern.amplitude_in(reported, drift)

@@ -2,8 +2,8 @@
 
 A one-layer GRU over the last 10 items, cross-entropy from logits and HR@10, Adam, evaluated four times an epoch; the
 numbers of the training are means over the quarter. The data are reshuffled every epoch, without replacement. That is
-the fault, as far as there is one: a sample that comes up early in an epoch was seen not long ago. The healthy twin draws
-with replacement, which has no epochs to remember.
+the fault, as far as there is one: a sample that comes up early in an epoch was seen not long ago. The healthy twin
+draws with replacement, which has no epochs to remember.
 
 The sessions are synthetic (`_sessions.py`). To train on your own, call `training_on(read_interactions("my.csv"))`.
 """
@@ -92,11 +92,11 @@ def training(
     seed: int = 0,
     vary: Vary = PLAIN,
     *,
-    n: int = 6400,
+    n: int = 5120,
     batch_size: int = 64,
     lr: float = 0.01,
-    epochs: int = 24,
-    hidden: int = 32,
+    epochs: int = 20,
+    hidden: int = 48,
     n_items: int = ITEMS,
     replacement: bool = False,
     **how: Any,
@@ -124,8 +124,8 @@ def training_on(
     *,
     batch_size: int = 64,
     lr: float = 0.01,
-    epochs: int = 24,
-    hidden: int = 32,
+    epochs: int = 20,
+    hidden: int = 48,
     replacement: bool = False,
     **how: Any,
 ) -> Training:
