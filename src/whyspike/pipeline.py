@@ -237,7 +237,7 @@ def _verdicts(
         judged = {k: j for k, made in trials.items() if (j := judge(made)) is not None}
         corrected = dict(zip(judged, map(float, holm([j.p_value for j in judged.values()])), strict=True))
     made = [_verdict(causes[s.cause], s, seen, judged, corrected, trials) for s in suspicions]
-    return tuple(sorted(made, key=lambda v: (answers.ORDER[v.outcome], causes[v.cause].rank)))
+    return tuple(sorted(made, key=lambda v: answers.precedence(v, causes[v.cause].rank)))
 
 
 def _verdict(
@@ -279,6 +279,8 @@ def _harm(cause: Cause, suspicion: Suspicion, seen: Observation, trials: Sequenc
     """none: expected behaviour; damaging: the network is worse by 10 % for three steps or more; else cosmetic."""
     if cause.harmless:
         return "none"
+    if suspicion.harm is not None:
+        return suspicion.harm
     base = [t for t in trials if t.arm == "baseline"]
     if base:
         lengths = sorted(

@@ -145,17 +145,17 @@ def _check_one(cause: Cause, seen: Observation) -> None:
     if suspicion is not None:
         known = {e.id for e in seen.events}
         assert suspicion.cause == cause.id, f"{cause.id}: its suspicion names {suspicion.cause!r}"
-        assert suspicion.events, f"{cause.id}: a suspicion names the events it is about"
+        assert suspicion.events or suspicion.identity, (
+            f"{cause.id}: a suspicion names the events it is about; only an identity proves a cause without any"
+        )
         assert set(suspicion.events) <= known, f"{cause.id}: its suspicion names events that are not there"
         assert suspicion.evidence, f"{cause.id}: a suspicion shows its evidence"
         for row in suspicion.evidence:
             assert row.statement, f"{cause.id}: a row of its evidence has no statement"
             assert row.observed, f"{cause.id}: {row.statement!r} has nothing observed"
             assert row.expected, f"{cause.id}: {row.statement!r} has nothing expected"
-        assert suspicion.outcome in (
-            "likely",
-            ("refuted", "untested"),
-            f"{cause.id}: observation alone cannot say {suspicion.outcome}",
+        assert suspicion.outcome in ("likely", "refuted", "untested"), (
+            f"{cause.id}: observation alone cannot say {suspicion.outcome}"
         )
         if suspicion.outcome != "likely":
             assert suspicion.reason, f"{cause.id}: {suspicion.outcome} needs a reason"

@@ -125,7 +125,7 @@ class Cure:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What the evidence says about one cause."""
+    """What the evidence says about one cause. `events` is empty where an identity proves it and no event shows it."""
 
     cause: str
     outcome: Outcome
@@ -135,6 +135,11 @@ class Verdict:
     arms: tuple[Arm, ...] = ()
     cures: tuple[Cure, ...] = ()
     reason: str | None = None
+
+    @property
+    def silent(self) -> bool:
+        """Whether no event shows it: proven by an identity all the same."""
+        return not self.events
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,7 +257,9 @@ class Suspicion:
     evidence: tuple[Evidence, ...]
     outcome: Outcome  # "likely", "refuted" or "untested": what observation alone allows
     reason: str | None = None
-    identity: bool = False  # the evidence is an identity (an exact exponent, equal ids): it proves without trials
+    identity: bool = False  # the evidence is an identity (an exact exponent, equal ids): it proves without trials,
+    # and needs no event
+    harm: Harm | None = None  # where the evidence itself shows it; None: what events and trials show
 
 
 @dataclass(frozen=True, kw_only=True)
