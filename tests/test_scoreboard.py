@@ -112,7 +112,8 @@ def test_too_long_is_stopped(board, monkeypatch):
 
 
 def test_the_matrix_knows_what_was_declared(board):
-    confirmed = [{"cause": c, "outcome": "confirmed", "harm": "damaging"} for c in ("sum-reduction", "small-last-batch")]
+    both = ("sum-reduction", "small-last-batch")
+    confirmed = [{"cause": c, "outcome": "confirmed", "harm": "damaging"} for c in both]
     results = [
         result(board, case_task(board), status="explained", cause="sum-reduction", verdicts=confirmed),
         result(board, case_task(board, replicate=1), status="explained", cause="small-last-batch", sentence="No."),
