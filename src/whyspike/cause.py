@@ -44,6 +44,7 @@ class Setup:
     exponent: Exponent | None  # None when it could not be measured; then `exponent_reason` says why
     exponent_reason: str | None
     facts: Mapping[str, object] = field(default_factory=dict)  # optimizer name, momentum, …
+    evaluation: tuple[str, ...] | None = None  # what a call of evaluate(model) changes; None: not known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +172,13 @@ class Cause:
         training samples.
         """
         return ()
+
+    def moments(self, seen: Observation, events: Sequence[Event]) -> Sequence[int] | None:
+        """The steps that the experiment replays around; None for those at which the events begin.
+
+        Of what happens between two steps, name the later one: a replay begins before it, so that it can be left out.
+        """
+        return None
 
     def placebo(self, seen: Observation, draw: Draw) -> Intervention | None:
         """As large a change that should not matter, and why in its `words`."""

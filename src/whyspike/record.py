@@ -491,6 +491,8 @@ class Recorder:
                 found = self._between.before_update(self._step, len(self._draws))
                 if found is not None and self._keeper is not None:
                     self._keeper.boundary(self._step, found, monotonic() - self._begun)
+                    self._next_snapshot = self._keeper.next_step
+                    self._attention = min(self._attention, self._next_snapshot)
             if self._measures.wanted:
                 self._measures.before_update(self._step)
         except Exception as error:
