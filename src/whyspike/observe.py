@@ -11,7 +11,7 @@ import numpy as np
 from whyspike.cause import Observation, Units
 from whyspike.detect import detect
 from whyspike.errors import WhySpikeError
-from whyspike.periods import occurrences, periodic_events
+from whyspike.periods import PeriodResult, occurrences, period_results, periodic_events
 from whyspike.stats import batch_mean_null
 from whyspike.types import Attribution, Event, Exponent, Run
 
@@ -37,10 +37,11 @@ def observe(run: Run, subject: Subject | None = None, progress: Progress | None 
     """All that can be observed. Nothing of the user's training changes."""
     say = progress or (lambda words, done: None)
     say("looking for events", 0.0)
-    events = events_of(run)
-    missing = list(_missing(run))
+    periods = period_results(run)
+    events = periodic_events(run, detect(run), periods)
+    missing = [*_missing(run), *_too_few_cycles(run, periods)]
     if subject is None:
-        return Observation(run=run, events=_named(run, events), missing=tuple(missing))
+        return Observation(run=run, events=_named(run, events), periods=periods, missing=tuple(missing))
     exponent: Exponent | None = None
     attributions: dict[str, Attribution] = {}
     null: dict[str, float] = {}
@@ -72,6 +73,7 @@ def observe(run: Run, subject: Subject | None = None, progress: Progress | None 
         exponent=exponent,
         units=units,
         batch_null=null,
+        periods=periods,
         replayable=replayable,
         missing=tuple(missing),
     )
@@ -89,6 +91,13 @@ def _missing(run: Run) -> Sequence[str]:
     elif run.sample_ids is None:
         missing.append("sample ids: they need a map-style DataLoader inside rec.batches(loader)")
     return missing
+
+
+def _too_few_cycles(run: Run, periods: Sequence[PeriodResult]) -> Sequence[str]:
+    first = periods[0] if periods and periods[0].period == run.steps_per_epoch else None
+    if first is None or first.wave is None or first.reason is None or first.wave.reason is None:
+        return []
+    return [f"what repeats with the epoch: {first.wave.reason}"]
 
 
 def _named(run: Run, events: Sequence[Event]) -> tuple[Event, ...]:
