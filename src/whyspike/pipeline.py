@@ -110,7 +110,12 @@ def prove(
             progress(expected, 0.0)
     training = build(source, seed)
     recorder = watch(
-        training.model, training.optimizer, loss_fn=training.loss_fn, scheduler=training.scheduler, path=path
+        training.model,
+        training.optimizer,
+        loss_fn=training.loss_fn,
+        scheduler=training.scheduler,
+        path=path,
+        closely=True,
     )
     if target is not None:
         recorder.facts["target"] = target
@@ -153,6 +158,7 @@ def take(
                     scheduler=made.scheduler,
                     scaler=made.scaler,
                     path=path,
+                    closely=True,
                 )
                 if progress:
                     progress("training", 0.0)
