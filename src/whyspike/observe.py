@@ -12,6 +12,7 @@ from whyspike.cause import Observation, Units
 from whyspike.detect import detect
 from whyspike.errors import WhySpikeError
 from whyspike.periods import PeriodResult, occurrences, period_results, periodic_events
+from whyspike.points import as_points, in_steps, periods_in_steps
 from whyspike.stats import batch_mean_null
 from whyspike.types import Attribution, Event, Exponent, Run
 
@@ -28,17 +29,19 @@ SLOW_S = 0.02  # a forward pass slower than this gets fewer bootstrap draws and 
 Progress = Callable[[str, float], None]
 
 
-def events_of(run: Run) -> tuple[Event, ...]:
-    """The events of a run, those at one place of the epoch merged into one periodic event."""
-    return periodic_events(run, detect(run))
+def events_of(run: Run) -> tuple[tuple[Event, ...], tuple[PeriodResult, ...]]:
+    """The events of a run, what repeats with one of its periods merged into one; and the tests of these periods."""
+    points = as_points(run)
+    periods = period_results(points)
+    events = periodic_events(points, detect(points), periods)
+    return in_steps(run, events), periods_in_steps(run, periods)
 
 
 def observe(run: Run, subject: Subject | None = None, progress: Progress | None = None) -> Observation:
     """All that can be observed. Nothing of the user's training changes."""
     say = progress or (lambda words, done: None)
     say("looking for events", 0.0)
-    periods = period_results(run)
-    events = periodic_events(run, detect(run), periods)
+    events, periods = events_of(run)
     missing = [*_missing(run), *_too_few_cycles(run, periods)]
     if subject is None:
         return Observation(run=run, events=_named(run, events), periods=periods, missing=tuple(missing))
@@ -81,6 +84,10 @@ def observe(run: Run, subject: Subject | None = None, progress: Progress | None 
 
 def _missing(run: Run) -> Sequence[str]:
     missing = []
+    if "reader_says" in run.facts:  # a log that another tool wrote
+        if run.index is None and not any(note.id == "epoch-only" for note in run.notes):
+            missing.append("the place of a step in its epoch: give --steps-per-epoch N")
+        return missing
     if run.facts.get("loss_fn") is False:
         missing.append(
             "replays and the exponent of the loss: the record has no loss_fn; write "

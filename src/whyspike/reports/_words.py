@@ -191,9 +191,8 @@ def heights(events: tuple[Event, ...]) -> str | None:
     known = [said for x, said in parts if x is not None and math.isfinite(x)]
     unknown = [said for x, said in parts if x is None or not math.isfinite(x)]
     if known:
-        known = [
-            f"{', '.join(known)} {'from trough to peak' if event.is_wave else 'the median of the 64 steps before'}"
-        ]
+        over = "from trough to peak" if event.is_wave else "the median of the 64 steps before"
+        known = [f"{', '.join(known)} {over}"]
     return "; ".join(known + unknown)
 
 
