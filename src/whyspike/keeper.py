@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -18,13 +19,15 @@ from whyspike.capsule_file import StepRecord
 from whyspike.errors import NotReplayable
 from whyspike.pins import Pins
 from whyspike.recordwriter import Step, n_samples, sample_ids
-from whyspike.ring import Ring, Slot, main_memory
+from whyspike.ring import SLOTS, Ring, Slot, main_memory
 from whyspike.runfolder import RunFolder
 from whyspike.strides import Stride, counts
 
 FOLLOW = 28  # steps after an event, or after the last batch of an epoch, that a capsule holds
 HORIZON = 20  # of them a replay needs at least so many (replay.HORIZON)
 LEAD = 4  # a snapshot is taken so many steps before the last one of an epoch: an experiment wants ordinary steps, too
+AHEAD = 24  # steps between a snapshot and the event: the rise begins up to 14 before it is seen in a probe, and 10 more
+SLOTS_CLOSELY = 5  # so many of a stride of 16 reach back to there when the detector has the news, 16 steps later
 APART = 8  # steps between two snapshots at least
 HELD_STEPS = 128  # steps whose batches are kept in memory: a snapshot every 64, the detector's delay, and FOLLOW
 HELD_BYTES = 1 << 30  # and no more than this of them, nor than a sixteenth of the machine's memory
@@ -42,6 +45,7 @@ class Keeper:
 
     Args:
         mark: notes something in the record.
+        closely: take and keep snapshots at the first stride throughout, whatever it costs.
     """
 
     def __init__(
@@ -54,8 +58,9 @@ class Keeper:
         max_bytes: int,
         store_batches: bool,
         mark: Mark,
+        closely: bool = False,
     ) -> None:
-        self.stride = Stride("snapshot", 16, BUDGET)
+        self.stride = Stride("snapshot", 16, math.inf if closely else BUDGET)
         # One step in, one step out: freeing many batches at once scatters the memory of the ones that follow, which
         # costs 4 % of a 0.5 ms step.
         self.held: deque[Step] = deque(maxlen=HELD_STEPS)
@@ -63,8 +68,10 @@ class Keeper:
         self.batch_size: int | None = None
         self.boundaries: Mapping[int, Boundary] = {}  # what happened before some steps; the recorder fills it
         self.waiting = False  # whether a pinned snapshot waits for the steps that follow it
-        self._ring = Ring(model, optimizer, scheduler, scaler, max_bytes)
-        self._pins = Pins()
+        self._ahead = AHEAD if closely else 0
+        slots = SLOTS_CLOSELY if closely else SLOTS
+        self._ring = Ring(model, optimizer, scheduler, scaler, max_bytes, n_slots=slots)
+        self._pins = Pins(closely=closely)
         self._max_bytes, self._mark = max_bytes, mark
         self._store = store_batches
         self._copy: bool | None = None  # keep copies of the batches; decided at the first one
@@ -199,7 +206,7 @@ class Keeper:
 
     def event(self, step: int, height: float, *, at_epoch_end: bool, fresh: bool, elapsed_s: float) -> None:
         """The detector has seen an event (or, not fresh, a new peak of the last one)."""
-        slot = self._ring.covering(step)
+        slot = self._ring.covering(step, ahead=0 if at_epoch_end else self._ahead)
         if slot is None or self._held_from() > slot.step:
             return
         reasons = self._pins.for_event(height, at_epoch_end=at_epoch_end, fresh=fresh, elapsed_s=elapsed_s)

@@ -149,7 +149,12 @@ def prove(
             progress(expected, 0.0)
     training = build(source, seed)
     recorder = watch(
-        training.model, training.optimizer, loss_fn=training.loss_fn, scheduler=training.scheduler, path=path
+        training.model,
+        training.optimizer,
+        loss_fn=training.loss_fn,
+        scheduler=training.scheduler,
+        path=path,
+        closely=True,
     )
     if target is not None:
         recorder.facts["target"] = target
@@ -192,6 +197,7 @@ def take(
                     scheduler=made.scheduler,
                     scaler=made.scaler,
                     path=path,
+                    closely=True,
                 )
                 if progress:
                     progress("training", 0.0)
@@ -259,7 +265,7 @@ def _conclude(
         verdicts=verdicts,
         record=run,
         trials=tuple(t for made in trials.values() for t in made),
-        missing=seen.missing,
+        missing=(*seen.missing, *answers.not_told_apart(seen, verdicts)),
     )
 
 

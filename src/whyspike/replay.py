@@ -20,7 +20,7 @@ import numpy as np
 from torch import nn
 from torch.optim import Optimizer
 
-from whyspike import batches, capsule
+from whyspike import batches, capsule, probeset
 from whyspike.boundary import Boundary
 from whyspike.errors import NotReplayable
 from whyspike.excess import JUMP_STEPS
@@ -32,7 +32,6 @@ from whyspike.types import Run
 if TYPE_CHECKING:
     from whyspike.record import Recorder
 
-PROBE_SAMPLES = 256  # as the probe of experiment X5; its noise is common to all arms
 HORIZON = 20  # steps after the event; 90 % of a momentum of .9 is spent after 21 (causes.md C6: ln .1 / ln .9)
 
 
@@ -171,11 +170,12 @@ class Subject:
     @cached_property
     def probe_batches(self) -> list[Any]:
         """The probe set: fixed training samples, in pieces of at most the batch size."""
-        rng = np.random.default_rng(20_24)  # the same probe for every experiment of a run
-        total = len(self.dataset) if self.dataset is not None else batches.size(self._pool)
-        n = min(PROBE_SAMPLES, total)
-        piece = max(1, min(self.batch_size, n))
-        return [self.draw(piece, rng) for _ in range(max(1, n // piece))]
+        if self.dataset is None or self.collate is None:
+            size = batches.size(self._pool)
+            return probeset.pieces(size, self.batch_size, lambda rows: batches.take(self._pool, rows, size))
+        dataset, collate = self.dataset, self.collate
+        with frozen(self.model):
+            return probeset.pieces(len(dataset), self.batch_size, lambda rows: fetch(dataset, collate, rows))
 
     def probe(self) -> float:
         """The mean loss on the probe set, in eval mode; nothing of the training changes."""
