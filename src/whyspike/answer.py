@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import exp, isfinite
 
 import numpy as np
 
 from whyspike.cause import Observation, catalogue
-from whyspike.form import percent
+from whyspike.form import factor, percent
 from whyspike.types import Answer, Event, Outcome, Verdict
 
 ORDER: dict[Outcome, int] = {"confirmed": 0, "likely": 1, "inconclusive": 2, "untested": 3, "refuted": 4}
@@ -30,6 +31,9 @@ def answer(seen: Observation, verdicts: Sequence[Verdict]) -> Answer:
     top = verdicts[0] if verdicts and verdicts[0].outcome in ("confirmed", "likely") else None
     explained = {e for v in verdicts if v.outcome in ("confirmed", "likely") for e in v.events}
     open_ = [e for e in seen.events if e.id not in explained]
+    by_epoch = any(note.id == "epoch-only" for note in seen.run.notes)
+    if by_epoch and top is None and not open_:
+        return Answer(status="cannot-say", cause=None, harm=None, sentence=_by_epoch(seen))
     if len(seen.run) < LEAST_STEPS and not (top and top.silent):
         return Answer(
             status="cannot-say",
@@ -53,14 +57,50 @@ def answer(seen: Observation, verdicts: Sequence[Verdict]) -> Answer:
 
 def _healthy(seen: Observation) -> str:
     size = f" in mini-batches of {seen.run.batch_size} samples" if seen.run.batch_size else ""
-    steps = f"{len(seen.run)} steps{size}"
-    said = f"Nothing is wrong: over {steps}, the loss shows no spike, dip or shift beyond its own noise."
+    every = seen.run.facts.get("logged_every")
+    thinned = isinstance(every, int) and int(seen.run.step[-1] - seen.run.step[0]) >= 2 * len(seen.run)
+    steps = f"{len(seen.run):,} logged values" if thinned else f"{len(seen.run)} steps"
+    said = f"Nothing is wrong: over {steps}{size}, the loss shows no spike, dip or shift beyond its own noise."
     if seen.exponent is not None and abs(seen.exponent.alpha) > EXACT:
         said += (
             f" But it depends on the batch size (exponent {seen.exponent.alpha:+.2f}, 0 for a mean), and so does the "
             "right learning rate."
         )
-    return said
+    return said + _nothing_repeats(seen)
+
+
+def _nothing_repeats(seen: Observation) -> str:
+    """Which periods were tested, and what would have been found: silence says nothing without its power."""
+    tested = [r for r in seen.periods if all(map(isfinite, r.detectable))]
+    if not tested:
+        return ""
+    names = ", ".join(f"{' or '.join(r.origins)} ({r.period} steps)" for r in tested)
+    spike, wave = (factor(exp(max(limits))) for limits in zip(*(r.detectable for r in tested), strict=True))
+    found = f"a spike of {spike} at each return, or a wave of {wave} from trough to peak, would have been found"
+    return f" Nothing repeats with {names}; {found}."
+
+
+def not_told_apart(seen: Observation, verdicts: Sequence[Verdict]) -> tuple[str, ...]:
+    """The periodic events whose period has several origins, unless an experiment or an identity has settled it."""
+    from whyspike.periods import origins
+
+    settled = {e for v in verdicts if v.outcome == "confirmed" for e in v.events}
+    made = []
+    for event in seen.events:
+        names = origins(seen.run, event) if event.kind == "periodic" and event.id not in settled else ()
+        if len(names) > 1:
+            made.append(
+                f"whether event {event.id} comes from {' or from '.join(names)}: in this run all come every "
+                f"{event.period} steps; change one of the intervals and run again"
+            )
+    return tuple(made)
+
+
+def _by_epoch(seen: Observation) -> str:
+    return (
+        f"The log has one value for each of {len(seen.run)} epochs, and no epoch stands out; what happens inside an "
+        "epoch cannot be told from it: log the loss of every step."
+    )
 
 
 def _proof(verdict: Verdict) -> str:

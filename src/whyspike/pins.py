@@ -44,10 +44,15 @@ class _Spread:
 
 
 class Pins:
-    """Decides what is pinned and what is deleted. It touches no file itself."""
+    """Decides what is pinned and what is deleted. It touches no file itself.
 
-    def __init__(self) -> None:
-        self._spread = {"event": _Spread(9), "epoch-end": _Spread(9), "steady": _Spread(3)}
+    Args:
+        closely: write whatever is wanted, however long it takes.
+    """
+
+    def __init__(self, *, closely: bool = False) -> None:
+        self._closely = closely
+        self._spread = {"event": _Spread(9), "epoch-end": _Spread(9), "steady": _Spread(3), "boundary": _Spread(6)}
         self._single: dict[
             str, int
         ] = {}  # "start", "first event", "highest event", "latest event" → step of the capsule
@@ -81,7 +86,7 @@ class Pins:
         return reasons
 
     def for_routine(self, kind: str, elapsed_s: float) -> list[str]:
-        """The reasons to keep a snapshot that was due anyway; `kind` is "start", "epoch-end" or "steady"."""
+        """The reasons to keep a snapshot; `kind` is "start", "epoch-end", "steady" or "boundary"."""
         if kind == "start":
             return ["start"]
         spread = self._spread[kind]
@@ -91,7 +96,8 @@ class Pins:
         return [kind] if wanted else []
 
     def _affordable(self, elapsed_s: float, free: int = FREE_WRITES) -> bool:
-        return (self._writes < free and self._write_s < FREE_S) or self._write_s < WRITE_SHARE * elapsed_s
+        free_of_charge = self._writes < free and self._write_s < FREE_S
+        return self._closely or free_of_charge or self._write_s < WRITE_SHARE * elapsed_s
 
     # ------------------------------------------------------------------ what was written
 
@@ -127,7 +133,7 @@ class Pins:
 
     def _thin_largest(self) -> bool:
         # Where the events are elsewhere, the routine capsules go first.
-        routine = [s for name, s in self._spread.items() if name != "event" and s.kept]
+        routine = [s for name, s in self._spread.items() if name not in ("event", "boundary") and s.kept]
         largest = max(routine if self._elsewhere > 0 and routine else self._spread.values(), key=lambda s: len(s.kept))
         if not largest.kept:
             return False

@@ -20,27 +20,66 @@ from whyspike.types import Diagnosis, Evidence, Harm, Outcome, RunInfo, Suspicio
 if TYPE_CHECKING:
     from whyspike.case import Case
     from whyspike.judge import Judged
+    from whyspike.logs.assemble import Asked
     from whyspike.record import Recorder
     from whyspike.replay import Subject
 
 Progress = Callable[[str, float], None]
 
 
-def diagnose(path: str | Path, *, progress: Progress | None = None) -> Diagnosis:
-    """Diagnose a recorded run. No code of the training is executed; experiments stored in the run are used.
+def diagnose(
+    path: str | Path,
+    *,
+    loss: str | None = None,
+    steps_per_epoch: float | None = None,
+    batch_size: int | None = None,
+    dataset_size: int | None = None,
+    progress: Progress | None = None,
+) -> Diagnosis:
+    """Diagnose a recorded run, or a log that another tool wrote; of several runs in it the last one.
+
+    No code of the training is executed; experiments stored in a recorded run are used.
+
+    Args:
+        path: a file or folder; "-" is standard input.
+        loss: the column of the log that holds the loss.
+        steps_per_epoch: optimizer updates in an epoch, where the log does not say.
+        batch_size: samples in an update.
+        dataset_size: samples in an epoch.
+
+    Raises:
+        UnreadableRun: the path does not hold a run that can be read.
+    """
+    from whyspike.logs.assemble import Asked
+
+    asked = Asked(loss=loss, steps_per_epoch=steps_per_epoch, batch_size=batch_size, dataset_size=dataset_size)
+    return diagnose_all(path, asked, progress=progress)[-1]
+
+
+def diagnose_all(
+    path: str | Path, asked: Asked | None = None, *, progress: Progress | None = None
+) -> tuple[Diagnosis, ...]:
+    """Diagnose every run that a file or folder holds, in its order.
 
     Raises:
         UnreadableRun: the path does not hold a run that can be read.
     """
     from whyspike import runfolder
-    from whyspike.readers import read
+    from whyspike.logs.source import Source
+    from whyspike.readers import read_all
 
-    run = read(Path(path))
-    stored = runfolder.read_diagnosis(Path(path), steps=len(run))
-    if stored is not None:
-        return replace(stored, record=run, trials=run.trials)
-    seen = observe(run, None, progress)
-    return _conclude(seen, suspect(seen), {})
+    runs = read_all(Source.stdin() if str(path) == "-" else Source(Path(path)), asked)
+    if len(runs) == 1:
+        stored = runfolder.read_diagnosis(Path(path), steps=len(runs[0]))
+        if stored is not None:
+            return (replace(stored, record=runs[0], trials=runs[0].trials),)
+    made = []
+    for number, run in enumerate(runs):
+        if progress and len(runs) > 1:
+            progress(f"run {number + 1} of {len(runs)}", number / len(runs))
+        seen = observe(run, None, progress)
+        made.append(_conclude(seen, suspect(seen), {}))
+    return tuple(made)
 
 
 def diagnose_recorder(recorder: Recorder, *, prove: bool = False, progress: Progress | None = None) -> Diagnosis:
@@ -110,7 +149,12 @@ def prove(
             progress(expected, 0.0)
     training = build(source, seed)
     recorder = watch(
-        training.model, training.optimizer, loss_fn=training.loss_fn, scheduler=training.scheduler, path=path
+        training.model,
+        training.optimizer,
+        loss_fn=training.loss_fn,
+        scheduler=training.scheduler,
+        path=path,
+        closely=True,
     )
     if target is not None:
         recorder.facts["target"] = target
@@ -153,6 +197,7 @@ def take(
                     scheduler=made.scheduler,
                     scaler=made.scaler,
                     path=path,
+                    closely=True,
                 )
                 if progress:
                     progress("training", 0.0)
@@ -220,7 +265,7 @@ def _conclude(
         verdicts=verdicts,
         record=run,
         trials=tuple(t for made in trials.values() for t in made),
-        missing=seen.missing,
+        missing=(*seen.missing, *answers.not_told_apart(seen, verdicts)),
     )
 
 
@@ -252,6 +297,7 @@ def _verdict(
     reason = suspicion.reason
     evidence: tuple[Evidence, ...] = suspicion.evidence
     arms = ()
+    events = suspicion.events
     result = judged.get(cause.id)
     if result is not None:
         from whyspike.judge import evidence as trial_evidence
@@ -261,13 +307,15 @@ def _verdict(
         evidence += trial_evidence(result, corrected[cause.id])
         evidence += tuple(cause.remarks(seen, trials[cause.id]))
         arms = result.arms
+        if suspicion.alone and outcome != "confirmed":
+            outcome, events, reason = "confirmed", (), f"it is at work, but no event comes from it: {reason}"
     elif suspicion.outcome == "likely" and suspicion.identity:
         outcome = "confirmed"
     return Verdict(
         cause=cause.id,
         outcome=outcome,
-        harm=_harm(cause, suspicion, seen, trials.get(cause.id, ())),
-        events=suspicion.events,
+        harm=_harm(cause, suspicion, seen, events, trials.get(cause.id, ()) if events else ()),
+        events=events,
         evidence=evidence,
         arms=arms,
         cures=tuple(c.cure for c in cause.cures(seen)) if outcome in ("confirmed", "likely") else (),
@@ -275,7 +323,9 @@ def _verdict(
     )
 
 
-def _harm(cause: Cause, suspicion: Suspicion, seen: Observation, trials: Sequence[Trial]) -> Harm:
+def _harm(
+    cause: Cause, suspicion: Suspicion, seen: Observation, events: Sequence[str], trials: Sequence[Trial]
+) -> Harm:
     """none: expected behaviour; damaging: the network is worse by 10 % for three steps or more; else cosmetic."""
     if cause.harmless:
         return "none"
@@ -287,7 +337,7 @@ def _harm(cause: Cause, suspicion: Suspicion, seen: Observation, trials: Sequenc
             sum(s >= 1.1 * t.state_reference for s in t.state[t.event_step - t.first_step :]) for t in base
         )
         return "damaging" if lengths[len(lengths) // 2] >= 3 else "cosmetic"
-    states = [e.state for e in seen.events if e.id in suspicion.events and e.state is not None]
+    states = [e.state for e in seen.events if e.id in events and e.state is not None]
     return "damaging" if any(s >= 1.1 for s in states) else "cosmetic"
 
 

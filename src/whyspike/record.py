@@ -27,7 +27,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from whyspike import batches, clipwatch
+from whyspike import batches, clipwatch, probeset
+from whyspike.boundarywatch import BoundaryWatch
 from whyspike.errors import BadTraining
 from whyspike.frozen import rng_state
 from whyspike.hyper import Hyper, hyperparameters, without_lr
@@ -40,6 +41,7 @@ from whyspike.rngnotes import RngNotes
 from whyspike.runfolder import LOG, RunFolder
 from whyspike.runheader import header
 from whyspike.seams import LossFn
+from whyspike.signals import MEASURED, OWN
 from whyspike.strides import counts
 
 if TYPE_CHECKING:
@@ -54,7 +56,6 @@ ALARM = 1.3  # a loss this much above the recent ones is looked at without waiti
 EVENT_APART = 30  # steps between two events at least; nearer ones are one (detect.MERGE_STEPS)
 MOST_MICRO = 256  # micro-batches of one step that are kept; more means that rec.step() is not called
 NAN = float("nan")
-RESERVED = frozenset({"probe", "gradient_norm", "update_norm", "weight_norm", "clip_norm", "clip_max_norm", "loss"})
 
 
 def watch(
@@ -68,6 +69,7 @@ def watch(
     name: str | None = None,
     store_batches: bool = True,
     max_bytes: int = 1 << 30,
+    closely: bool = False,
 ) -> Recorder:
     """Record a training.
 
@@ -84,6 +86,9 @@ def watch(
         name: the class name of the model when not given.
         store_batches: whether snapshots hold the batches that follow them.
         max_bytes: the run folder does not grow beyond this.
+        closely: for an experiment, where what recording costs does not matter: signals and snapshots at fixed strides,
+            and a probe of more samples, so that what happens in the network is seen whether the plot shows it or not.
+            Samples are drawn from the dataset once more for it.
     """
     return Recorder(
         model,
@@ -95,6 +100,7 @@ def watch(
         name=name,
         store_batches=store_batches,
         max_bytes=max_bytes,
+        closely=closely,
     )
 
 
@@ -113,6 +119,7 @@ class Recorder:
         name: str | None = None,
         store_batches: bool = True,
         max_bytes: int = 1 << 30,
+        closely: bool = False,
     ) -> None:
         self.model, self.optimizer, self.loss_fn = model, optimizer, loss_fn
         self.scheduler, self.scaler = scheduler, scaler
@@ -122,7 +129,7 @@ class Recorder:
         self._closed = False
         self._wanted_path = None if path is None else Path(path)
         self._name = name or type(model).__name__
-        self._store_batches, self._max_bytes = store_batches, max_bytes
+        self._store_batches, self._max_bytes, self._closely = store_batches, max_bytes, closely
         self._warned: set[str] = set()
         self._folder: RunFolder | None = None
         self._undo: list[Any] = []
@@ -136,7 +143,9 @@ class Recorder:
         self._writer = RecordWriter()
         self._rng = RngNotes()
         self._keeper: Keeper | None = None
+        self._between: BoundaryWatch | None = None  # what happens between the steps
         self._detector: Any = None
+        self._dense = False
         # the step that is being built
         self._step = 0
         self._draws: list[Draw] = []
@@ -191,7 +200,8 @@ class Recorder:
             )
         # A forward pass that not every process makes may hang all of them.
         loss_fn = self.loss_fn if is_module and not _several_processes() else None
-        self._measures = Measures(self.model, self.optimizer if is_module and trains else None, loss_fn, self._writer)
+        optimizer = self.optimizer if is_module and trains else None
+        self._measures = Measures(self.model, optimizer, loss_fn, self._writer, closely=self._closely)
         if is_module and trains:
             self._keeper = Keeper(
                 self.model,
@@ -201,7 +211,18 @@ class Recorder:
                 max_bytes=self._max_bytes,
                 store_batches=self._store_batches,
                 mark=self._writer.mark,
+                closely=self._closely,
             )
+            self._between = BoundaryWatch(
+                self.model,
+                self.optimizer,
+                mark=self._writer.mark,
+                now=lambda: self._step,
+                wake=self._wake,
+                adopt=self._adopt,
+            )
+            self._keeper.boundaries = self._between.settled
+            self._undo.append(self._between.let_go)
             self._read_hyper()
             self._hook(True)
             self._undo += [lambda: self._hook(False), self._measures.let_go, clipwatch.listen(self._clipped)]
@@ -278,7 +299,7 @@ class Recorder:
                         f"rec.log({name}=…) was given {describe(value)}; it keeps numbers: rec.log({name}=float(…))"
                     )
                     continue
-                self._writer.point(f"log/{name}" if name in RESERVED else name, step, found)
+                self._writer.point(OWN + name if name in MEASURED else name, step, found)
         except Exception as error:
             self._fail(error)
 
@@ -297,6 +318,8 @@ class Recorder:
             yield
         finally:
             self._off = before
+            if not before and self._between is not None:
+                self._between.forget()
 
     def flush(self) -> None:
         """Write everything recorded so far to the run folder."""
@@ -362,6 +385,8 @@ class Recorder:
             self.facts |= loader_facts(loader)
             size = self.facts.get("batch_size")
             self._set_nominal(size if isinstance(size, int) else -1)
+            if self._closely:
+                self._choose_probe(loader)
         self._context = (self._passes, self._step, *self._context[2:])
         self._passes += 1
         self._draws = []
@@ -370,6 +395,17 @@ class Recorder:
         self._rng.epoch_begins()
         if self._keeper is not None:
             self._keeper.epoch_begins(self._step, self._last_index())
+        if self._between is not None:
+            self._between.epoch_begins()
+
+    def _choose_probe(self, loader: Any) -> None:
+        """A probe set of more samples than a batch has, where the loader has a dataset to draw them from."""
+        pieces = probeset.of(loader, self.model)
+        if pieces:
+            self._measures.probe_set(pieces)
+            samples = sum(map(_size, pieces))
+            self._dense = samples >= probeset.DENSE
+            self.facts |= {"dense_probe": self._dense, "probe_samples": samples}
 
     def _epoch_ends(self, finished: bool) -> None:
         epoch, steps = self._context[0], self._step - self._context[1]
@@ -378,6 +414,8 @@ class Recorder:
         elif finished and not self._draws:
             self._steps_per_epoch = steps
             self._writer.mark(self._step, "epoch", {"epoch": epoch, "steps": steps})
+            if self._between is not None:
+                self._between.epoch_ends(monotonic() - self._begun)
         else:
             self._writer.mark(self._step, "epoch-cut", {"epoch": epoch, "steps": steps, "left_over": len(self._draws)})
         self._rng.epoch_ends()
@@ -402,7 +440,7 @@ class Recorder:
             self._hook_if_needed(step)
         kept, versions = keeper.hold(batch) if keeper is not None and len(draws) < MOST_MICRO else (None, None)
         if draws:
-            draws.append((kept, versions, ids, n, None))
+            draws.append((kept, versions, ids, n, rng_state() if self._rng.draws else None))
             return
         if self._nominal < 0:
             self._set_nominal(n)
@@ -419,7 +457,7 @@ class Recorder:
                     self._rng.look_again(step, step // keeper.stride.every)
             self._next_snapshot = keeper.next_step
             self._attention = min(self._attention, self._next_snapshot)
-        self._measures.probe_set(batch)
+        self._measures.probe_set([batch])
         self._look = self._rng.draws or self._rng.compare or self._fresh is None or type(ids) is not array
 
     def _last_index(self) -> int | None:
@@ -441,7 +479,26 @@ class Recorder:
     def _hook_if_needed(self, step: int) -> None:
         # A constant lr is looked at when a batch is drawn. One that changes is read at the update itself.
         if self._keeper is not None:
-            self._hook(self._measures.wanted or step <= self._hook_until or len(self._lrs) > 1 or self._passes == 0)
+            wanted = self._measures.wanted or (self._between is not None and self._between.wanted)
+            self._hook(wanted or step <= self._hook_until or len(self._lrs) > 1 or self._passes == 0)
+
+    def _wake(self) -> None:
+        """Something has happened between two steps: the next batch and the next update are looked at."""
+        if not self._off:
+            self._look = True
+            self._hook(True)
+
+    def _adopt(self, optimizer: Optimizer) -> None:
+        """The user goes on with another optimizer over the same parameters; it is at its first update."""
+        if self._off or self._keeper is None:
+            return
+        self._hook(False)
+        self.optimizer = optimizer
+        self._measures.adopt(optimizer)
+        self._keeper.adopt(optimizer)
+        self._lrs = []
+        self._before_update(optimizer, (), {})
+        self._attention = 0  # its hook is set once its own are not running
 
     def _before_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if self._off:
@@ -450,6 +507,12 @@ class Recorder:
             groups = optimizer.param_groups
             if len(groups) != len(self._lrs) or any(g["lr"] != lr for g, lr in zip(groups, self._lrs, strict=True)):
                 self._read_hyper()
+            if self._between is not None and self._between.wanted:
+                found = self._between.before_update(self._step, len(self._draws))
+                if found is not None and self._keeper is not None:
+                    self._keeper.boundary(self._step, found, monotonic() - self._begun)
+                    self._next_snapshot = self._keeper.next_step
+                    self._attention = min(self._attention, self._next_snapshot)
             if self._measures.wanted:
                 self._measures.before_update(self._step)
         except Exception as error:
@@ -527,6 +590,8 @@ class Recorder:
             if since:
                 self._paces.append((now - since) / max(1, self._step - step))
             self._drained = (now, self._step)
+            if self._between is not None:
+                self._between.look(self._step)
             self._measures.adapt(self._step, [] if keeper is None else [keeper.stride], list(self._paces))
         if keeper is not None and keeper.waiting:
             keeper.write_ready(self._need_folder())
@@ -549,7 +614,7 @@ class Recorder:
         if self._detector is None:
             from whyspike.detect import Detector
 
-            self._detector = Detector(batch_size=self._nominal if self._nominal >= 0 else None)
+            self._detector = Detector(batch_size=self._nominal if self._nominal >= 0 else None, dense=self._dense)
         update, probes = self._detector.update, self._measures.probes
         for step, (loss, draws, context, _) in enumerate(steps, first):
             n = draws[0][3] if len(draws) == 1 else n_samples(draws)
@@ -696,8 +761,14 @@ class _Evaluating:
         self._recorder = recorder
 
     def __enter__(self) -> None:
-        if not self._recorder._off:
-            self._recorder._evaluating += 1
+        recorder = self._recorder
+        if not recorder._off:
+            recorder._evaluating += 1
+            if recorder._between is not None:
+                try:
+                    recorder._between.enters()
+                except Exception as error:
+                    recorder._fail(error)
             self._since = monotonic()
 
     def __exit__(self, *exc: object) -> None:
@@ -707,7 +778,15 @@ class _Evaluating:
         recorder._evaluating -= 1
         recorder._rng.evaluated()
         recorder._look = True
-        recorder._writer.mark(recorder._step, "evaluation", {"seconds": round(monotonic() - self._since, 6)})
+        seconds = monotonic() - self._since
+        data: dict[str, object] | None = {"seconds": round(seconds, 6)}
+        try:
+            if recorder._between is not None:
+                data = recorder._between.leaves(seconds, len(recorder._draws))
+            if data is not None:
+                recorder._writer.mark(recorder._step, "evaluation", data)
+        except Exception as error:
+            recorder._fail(error)
 
 
 def _size(batch: Any) -> int:
