@@ -7,7 +7,7 @@ and trains the next one on batches that are drawn again from the dataset by the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from whyspike import batches, capsule
+from whyspike.boundary import Boundary
 from whyspike.capsule_file import StepRecord
 from whyspike.errors import NotReplayable
 from whyspike.frozen import restore_rng, rng_state
@@ -186,11 +187,6 @@ class Epochs:
             record = held.get(step)
             as_recorded = row < rows.stop and np.array_equal(np.concatenate(micro), ids_of[row])
             drawn = self._batches(micro, record if as_recorded else None)
-            if record is not None:
-                record.prepare(subject.optimizer)  # its hyperparameters, and the generators if the loader uses them
-                clip = record.clip
-            else:
-                self._set_lr(row)
             at = StepContext(
                 step=step,
                 epoch=epoch,
@@ -200,13 +196,21 @@ class Epochs:
                 is_event=step >= window.first_step,
                 since_event=step - window.first_step if step >= window.first_step else None,
             )
+            if record is not None:
+                boundary = intervention.boundary(at, record.boundary or Boundary())
+                boundary.apply(subject.model, subject.optimizer)
+                record.prepare(subject.optimizer)  # its hyperparameters, and the generators if the loader uses them
+                boundary.apply_rng()
+                clip = record.clip
+            else:
+                self._set_lr(row)
             rule = StepRule(accumulate=k, clip_grad_norm=clip, scaler=subject.rule.scaler)
             yield training_step(subject.model, subject.optimizer, subject.loss_fn, drawn, at, intervention, rule).loss
 
-    def _batches(self, micro: Sequence[np.ndarray], record: StepRecord | None) -> list[Any]:
+    def _batches(self, micro: Sequence[np.ndarray], record: StepRecord | None) -> Iterable[Any]:
         """The batches of a step: those that the capsule holds, or drawn again from the dataset."""
         if record is not None and record.batches:
-            return [batches.clone(b) for b in record.batches]
+            return record.drawn()
         before = rng_state() if self._workers else None  # workers draw from generators of their own
         assert self.subject.collate is not None
         drawn = [fetch(self.subject.dataset, self.subject.collate, ids) for ids in micro]
