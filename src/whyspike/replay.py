@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 from whyspike import batches, capsule, probeset
 from whyspike.boundary import Boundary
 from whyspike.errors import NotReplayable
+from whyspike.excess import JUMP_STEPS
 from whyspike.frozen import frozen
 from whyspike.loader_order import fetch
 from whyspike.seams import BASELINE, Intervention, LossFn, StepContext, StepRule, training_step
@@ -192,20 +193,24 @@ class Subject:
 
     # ------------------------------------------------------------------ windows and replays
 
-    def window(self, event_step: int) -> Window:
-        """The window of the newest capsule before a step.
+    def window(self, event_step: int, *, before: bool = False) -> Window:
+        """The window of the newest capsule from which a step can be replayed.
+
+        Args:
+            before: with what happens right before the step: the capsule is of an earlier step.
 
         Raises:
             NotReplayable: no capsule with stored batches covers the step.
         """
-        best = None
+        found: dict[int, Path] = {}
         for path in self.run.capsules:
-            steps = self.capsule(path).steps
-            held = [s.step for s in steps if s.batches]
-            if held and held[0] <= event_step <= held[-1]:
-                best = path if best is None or self.capsule(path).step > self.capsule(best).step else best
-        if best is None:
+            held = [s.step for s in self.capsule(path).steps if s.batches]
+            if held and held[0] + before <= event_step <= held[-1]:
+                found[held[0]] = path
+        if not found:
             raise NotReplayable(f"no capsule covers step {event_step}")
+        early = [step for step in found if step + JUMP_STEPS <= event_step] if before else []
+        best = found[max(early or found)]
         full = [s.step for s in self.capsule(best).steps if s.step < event_step and s.n_samples == self.batch_size]
         return Window(best, event_step, full[-1] if full else None)
 
