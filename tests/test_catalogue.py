@@ -27,7 +27,8 @@ CAUSES = sorted(names_in(whyspike.causes))
 def test_every_file_is_a_cause_and_every_cause_has_its_case():
     assert set(CAUSES) == set(catalogue())
     assert names_in(whyspike.cases) == set(cases())
-    assert set(CAUSES) <= set(cases())
+    assert set(CAUSES) == {case.cause for case in cases().values()}
+    assert all(find_case(name).cause == name for name in CAUSES)
 
 
 @pytest.mark.parametrize("name", CAUSES)

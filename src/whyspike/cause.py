@@ -23,6 +23,7 @@ from whyspike.types import Attribution, Cure, Event, Evidence, Exponent, Family,
 
 if TYPE_CHECKING:
     from whyspike.excess import Measure
+    from whyspike.gaps import GapCurve
     from whyspike.periods import PeriodResult
     from whyspike.sampling import Sampling
     from whyspike.seams import Intervention
@@ -72,6 +73,7 @@ class Observation:
     batch_null: Mapping[str, float] = field(default_factory=dict)  # event id → p of the batch-mean null
     periods: tuple[PeriodResult, ...] = ()  # tests of the periods that the run has by itself, the epoch first
     replayable: bool = False  # model, loss_fn and capsules are at hand
+    gaps: GapCurve | None = None  # how a sample's loss depends on when it was last trained on; for waves over the epoch
     missing: tuple[str, ...] = ()  # what could not be looked at, and how to supply it
 
     @cached_property

@@ -17,6 +17,7 @@ from whyspike.stats import batch_mean_null
 from whyspike.types import Attribution, Event, Exponent, Run
 
 if TYPE_CHECKING:
+    from whyspike.gaps import GapCurve
     from whyspike.replay import Subject
 
 ATTRIBUTED = 3  # events whose factors are measured: about 660 forward passes each
@@ -49,6 +50,7 @@ def observe(run: Run, subject: Subject | None = None, progress: Progress | None 
     attributions: dict[str, Attribution] = {}
     null: dict[str, float] = {}
     units: Units | None = None
+    gaps: GapCurve | None = None
     replayable = bool(run.capsules)
     with subject.kept():
         say("measuring the exponent of the loss in the batch size", 0.1)
@@ -68,6 +70,12 @@ def observe(run: Run, subject: Subject | None = None, progress: Progress | None 
                     f"{exponent.gamma:.2f} log n with n copies), so a tiled batch is not the same batch"
                 )
             attributions, null = _on_the_network(subject, run, events, missing, say, contrastive=contrastive)
+        if replayable and any(e.is_wave and e.period == run.steps_per_epoch for e in events):
+            say("holding the loss of training samples against when they were last trained on", 0.9)
+            try:
+                gaps = _gaps(subject)
+            except WhySpikeError as error:
+                missing.append(f"the loss against the time since a sample was last trained on: {error}")
     events = tuple(replace(e, attribution=attributions.get(e.id)) for e in events)
     return Observation(
         run=run,
@@ -78,6 +86,7 @@ def observe(run: Run, subject: Subject | None = None, progress: Progress | None 
         batch_null=null,
         periods=periods,
         replayable=replayable,
+        gaps=gaps,
         missing=tuple(missing),
     )
 
@@ -131,6 +140,15 @@ def _exponent(subject: Subject) -> Exponent:
             subject.model, subject.loss_fn, subject.dataset, subject.collate, [int(i) for i in rows]
         )
     return exponent.measure(subject.model, subject.loss_fn, subject.draw(subject.batch_size))
+
+
+def _gaps(subject: Subject) -> GapCurve | None:
+    """From the recorded ids, and at states along some of the recorded epochs."""
+    from whyspike.epochs import Epochs
+    from whyspike.gaps import curve, look
+
+    looked = look(Epochs(subject))
+    return None if looked is None else curve(looked, subject.run)
 
 
 def _units(subject: Subject, events: Sequence[Event]) -> Units | None:
