@@ -49,7 +49,7 @@ def test_a_page_tells_every_section_once(name):
     page = catalogue_docs.page(find(name))
     for section in SECTIONS:
         assert page.count(f"## {section}\n") == 1
-    assert f"whyspike demo {name}" in page
+    assert f"whyspike demo {catalogue_docs.case_of(find(name))}`" in page
 
 
 def test_aliases_lead_to_one_cause_and_hide_none():
