@@ -22,6 +22,7 @@ from whyspike.errors import UnknownCause
 from whyspike.types import Attribution, Cure, Event, Evidence, Exponent, Family, Finding, Note, Run, Suspicion, Trial
 
 if TYPE_CHECKING:
+    from whyspike.curve import Curve
     from whyspike.excess import Measure
     from whyspike.sampling import Sampling
     from whyspike.seams import Intervention
@@ -69,6 +70,7 @@ class Observation:
     units: Units | None = None
     batch_null: Mapping[str, float] = field(default_factory=dict)  # event id → p of the batch-mean null
     replayable: bool = False  # model, loss_fn and capsules are at hand
+    curve: Curve | None = None  # the patterns of the curve; None where nobody looked
     missing: tuple[str, ...] = ()  # what could not be looked at, and how to supply it
 
     @cached_property
@@ -136,6 +138,7 @@ class Cause:
     harmless: ClassVar[bool] = False  # expected behaviour: harm is "none"
     measure: ClassVar[Measure | None] = None  # what it is judged by; None: the network where it moved, else the plot
     window: ClassVar[Literal["event", "epoch"]] = "event"  # what a trial replays; "epoch": measured by the pattern
+    one_event: ClassVar[bool] = False  # a run has few such events by its nature: one is ranked against placebo draws
     title: ClassVar[str] = ""  # the headline: lower case, one sentence without a full stop, stands alone
 
     @property

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from whyspike.cause import Observation, Units
+from whyspike.curve import Curve, look, with_patterns
 from whyspike.detect import detect
 from whyspike.errors import WhySpikeError
 from whyspike.periods import occurrences, periodic_events
@@ -30,19 +31,24 @@ Progress = Callable[[str, float], None]
 
 
 def events_of(run: Run) -> tuple[Event, ...]:
-    """The events of a run, those at one place of the epoch merged into one periodic event."""
+    """The events of a run: episodes, what repeats with the epoch as one of them, and the patterns of its curve."""
+    return _events(run, look(run))
+
+
+def _events(run: Run, curve: Curve) -> tuple[Event, ...]:
     points = as_points(run)
-    return in_steps(run, periodic_events(points, detect(points)))
+    return with_patterns(run, curve, in_steps(run, periodic_events(points, detect(points))))
 
 
 def observe(run: Run, subject: Subject | None = None, progress: Progress | None = None) -> Observation:
     """All that can be observed. Nothing of the user's training changes."""
     say = progress or (lambda words, done: None)
     say("looking for events", 0.0)
-    events = events_of(run)
+    curve = look(run)
+    events = _events(run, curve)
     missing = list(_missing(run))
     if subject is None:
-        return Observation(run=run, events=_named(run, events), missing=tuple(missing))
+        return Observation(run=run, events=_named(run, events), curve=curve, missing=tuple(missing))
     exponent: Exponent | None = None
     attributions: dict[str, Attribution] = {}
     null: dict[str, float] = {}
@@ -75,6 +81,7 @@ def observe(run: Run, subject: Subject | None = None, progress: Progress | None 
         units=units,
         batch_null=null,
         replayable=replayable,
+        curve=curve,
         missing=tuple(missing),
     )
 
