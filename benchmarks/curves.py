@@ -3,7 +3,7 @@
     python benchmarks/curves.py                # held-out seeds, writes docs/benchmarks/curves.md
     python benchmarks/curves.py --calibrate    # the seeds that the thresholds were chosen on
 
-Looked for are a staircase at the epochs' begin (`whyspike.staircase`), the same noise again (`whyspike.repeats`) and
+Looked for are a staircase at the epochs' begin (`whyspike.staircase`), the same noise again (`whyspike.echo`) and
 the wave of sorted batches (`whyspike.megabatches`), in curves that have none of them, in real trainings, and in curves
 with one of a known size. No log of the real world was used to choose a threshold.
 """
@@ -21,8 +21,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
+from whyspike.echo import find_echo
 from whyspike.megabatches import find_oscillation
-from whyspike.repeats import find_repeat
 from whyspike.staircase import find_staircase
 from whyspike.stats import wilson
 from whyspike.types import Note, Run
@@ -191,15 +191,15 @@ def ramp(seed: int, share: float, every: int) -> Run:
 
 FINDERS: dict[str, Callable[[Run], bool]] = {
     "staircase": lambda run: find_staircase(run) is not None,
-    "repeat": lambda run: (found := find_repeat(run)) is not None and found.whole,
+    "echo": lambda run: (found := find_echo(run)) is not None and found.whole,
     "wave": lambda run: find_oscillation(run) is not None,
 }
 
 POWER: tuple[tuple[str, str, tuple[float, ...], Callable[[int, float], Run]], ...] = (
     ("3 epochs of 400 values, step / scatter", "staircase", (0.5, 1, 2, 4), partial(staircase, points=400)),
     ("3 epochs of 60 values", "staircase", (1, 2, 4, 8), partial(staircase, points=60)),
-    ("2.5 passes of 1,000, share of noise", "repeat", (0.3, 0.4, 0.6), partial(repeated, passes=2.5, points=1000)),
-    ("4 passes of 90 steps", "repeat", (0.3, 0.4, 0.6, 0.8), partial(repeated, passes=4, points=90)),
+    ("2.5 passes of 1,000, share of noise", "echo", (0.3, 0.4, 0.6), partial(repeated, passes=2.5, points=1000)),
+    ("4 passes of 90 steps", "echo", (0.3, 0.4, 0.6, 0.8), partial(repeated, passes=4, points=90)),
     ("wave of 50 steps, every step logged, share of the noise", "wave", (0.2, 0.4, 0.6), partial(ramp, every=1)),
     ("wave of 50 steps, means of 10", "wave", (0.05, 0.1, 0.2, 0.4), partial(ramp, every=10)),
 )  # fmt: skip
@@ -241,7 +241,7 @@ def main() -> None:
 HEAD = f"""# The patterns of a curve, scored
 
 `python benchmarks/curves.py` writes this page from seeds {HELD_OUT} and later, which were used for nothing else;
-`--calibrate` uses those from 0, on which the thresholds of `whyspike.staircase`, `whyspike.repeats` and
+`--calibrate` uses those from 0, on which the thresholds of `whyspike.staircase`, `whyspike.echo` and
 `whyspike.megabatches` were chosen. Scatter of the log loss .01 to .3, 2 to 8 epochs of 60 to 500 steps.
 
 """

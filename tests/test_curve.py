@@ -7,16 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from whyspike import repeats
+from whyspike import echo
 from whyspike.cause import Observation
 from whyspike.causes.fixed_order import FixedOrder
 from whyspike.causes.length_grouped import LengthGrouped
 from whyspike.causes.memorization_step import MemorizationStep
 from whyspike.curve import look, with_patterns
+from whyspike.echo import find_echo
 from whyspike.megabatches import find_oscillation, period_of
 from whyspike.observe import events_of, observe
 from whyspike.points import as_points, in_steps
-from whyspike.repeats import find_repeat
 from whyspike.staircase import find_staircase
 from whyspike.types import Event, Note, Run
 
@@ -49,7 +49,7 @@ def test_a_log_of_every_50th_step_is_looked_at_as_points_and_told_in_steps() -> 
     y = noise(300)
     y[200] += 3.0
     run = replace(run_of(y), step=50 * np.arange(1, 301))
-    (event,) = events_of(run)
+    (event,) = events_of(run)[0]
     assert (event.kind, event.step, event.last_step) == ("spike", 10_050, 10_050)
     every_step = run_of(y)
     assert as_points(every_step) is every_step
@@ -133,7 +133,7 @@ def passes(n: int, length: int, share: float, seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize(("length", "n"), [(93, 400), (611, 1527), (1999, 5000)])
 def test_the_length_of_a_pass_is_found_to_the_step(length: int, n: int) -> None:
-    found = find_repeat(run_of(passes(n, length, 0.8)))
+    found = find_echo(run_of(passes(n, length, 0.8)))
     assert found is not None
     assert found.lag == length
     assert found.whole
@@ -147,7 +147,7 @@ def test_the_length_of_a_pass_in_a_log_of_every_tenth_step_with_gaps() -> None:
     y = passes(1500, 400, 0.9)
     kept = np.sort(np.random.default_rng(1).permutation(1500)[:1450])
     run = Run(source="", reader="", step=10 * kept, loss=np.exp(y[kept]))
-    found = find_repeat(run)
+    found = find_echo(run)
     assert found is not None
     assert found.lag == 4000
 
@@ -155,35 +155,35 @@ def test_the_length_of_a_pass_in_a_log_of_every_tenth_step_with_gaps() -> None:
 def test_a_part_that_comes_again_is_no_pass() -> None:
     y = noise(3000)
     y[2200:] = y[400:1200] + noise(800, 1, 0.01)
-    found = find_repeat(run_of(y))
+    found = find_echo(run_of(y))
     assert found is not None
     assert found.lag == 1800
     assert not found.whole
     assert (found.first, found.last) == pytest.approx((2201, 3000), abs=160)
-    assert look(run_of(y)).repeat is None
+    assert look(run_of(y)).echo is None
 
 
 def test_a_pattern_at_one_place_of_the_epoch_is_not_the_same_noise() -> None:
     y = noise(1200)
     y[39::40] += 1.0
-    found = find_repeat(run_of(y))
+    found = find_echo(run_of(y))
     assert found is None
 
 
 def test_irregular_steps_have_no_lags() -> None:
     steps = np.sort(np.random.default_rng(0).permutation(4000)[:400])
-    assert find_repeat(Run(source="", reader="", step=steps, loss=np.exp(noise(400)))) is None
+    assert find_echo(Run(source="", reader="", step=steps, loss=np.exp(noise(400)))) is None
 
 
 def test_correlations_by_fourier_are_those_of_the_definition() -> None:
     rng = np.random.default_rng(0)
     x, known = rng.standard_normal(200), (rng.random(200) > 0.2).astype(float)
     x *= known
-    score, pairs = repeats._correlations(x, known)
-    for lag in range(repeats.LEAST_LAG, 160):
+    score, pairs = echo._correlations(x, known)
+    for lag in range(echo.LEAST_LAG, 160):
         both = [(x[t], x[t + lag]) for t in range(200 - lag) if known[t] and known[t + lag]]
         assert pairs[lag] == len(both)
-        if len(both) >= repeats.LEAST_PAIRS:
+        if len(both) >= echo.LEAST_PAIRS:
             assert score[lag] == pytest.approx(sum(a * b for a, b in both) / len(both) ** 0.5, abs=1e-9)
 
 
@@ -222,7 +222,7 @@ def test_what_comes_again_in_every_pass_is_no_wave() -> None:
     """Where the passes are equal the cycles of one are no new evidence in the next."""
     y = np.tile(noise(400, 3), 6) + noise(2400, 4, 0.005)
     found = look(run_of(y, 400.0))
-    assert found.repeat is not None
+    assert found.echo is not None
     assert found.oscillation is None
 
 

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import exp
 
+from whyspike.echo import Echo, find_echo
 from whyspike.megabatches import Oscillation, find_oscillation
-from whyspike.periods import is_wave
 from whyspike.points import spacing
-from whyspike.repeats import Repeat, find_repeat
 from whyspike.staircase import Staircase, find_staircase
 from whyspike.types import Event, Run
 
@@ -21,23 +20,23 @@ class Curve:
     """The patterns of a loss curve; None where there is none."""
 
     staircase: Staircase | None = None
-    repeat: Repeat | None = None
+    echo: Echo | None = None
     oscillation: Oscillation | None = None
 
 
 def look(run: Run) -> Curve:
     """Look at the curve of a run. Where its sample ids are known, they say better what came again."""
-    repeat = find_repeat(run) if run.sample_ids is None else None
+    echo = find_echo(run) if run.sample_ids is None else None
     oscillation = find_oscillation(run)
-    if repeat is not None and oscillation is not None:
+    if echo is not None and oscillation is not None:
         # A wave in the same phase in every epoch repeats itself after an epoch as well, but not only then.
-        if oscillation.correlation >= 0.5 * repeat.correlation:
-            repeat = None
+        if oscillation.correlation >= 0.5 * echo.correlation:
+            echo = None
         else:
             oscillation = None
     return Curve(
         staircase=find_staircase(run),
-        repeat=repeat if repeat is not None and repeat.whole else None,
+        echo=echo if echo is not None and echo.whole else None,
         oscillation=oscillation,
     )
 
@@ -58,7 +57,7 @@ def with_patterns(run: Run, curve: Curve, events: Sequence[Event]) -> tuple[Even
             )
             for step, (before, after) in zip(stairs.steps, stairs.levels, strict=True)
         ]  # fmt: skip
-    if (again := curve.repeat) is not None:
+    if (again := curve.echo) is not None:
         first, last = again.peak
         made.append(
             Event(id="", kind="periodic", step=first, last_step=last, period=again.lag, reported=again.peak_height)
@@ -79,7 +78,7 @@ def with_patterns(run: Run, curve: Curve, events: Sequence[Event]) -> tuple[Even
 def _of_stairs(run: Run, stairs: Staircase, event: Event) -> bool:
     """Whether an event is a step of the staircase, as the detector or the test of periods saw it."""
     if event.kind == "periodic":
-        return event.period == run.steps_per_epoch and is_wave(event)
+        return event.period == run.steps_per_epoch and event.is_wave
     every, _ = spacing(run.step)
     near = 16 * every  # the detector dates an abrupt step to within as many points
     return event.kind in ("level-shift", "dip") and any(

@@ -6,7 +6,7 @@ them, which placebos use) or "always".
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from whyspike import batches
+from whyspike.boundary import Boundary, Part
 from whyspike.seams import Intervention, StepContext
 
 Where = Literal["event", "control", "partial", "always"]
@@ -28,6 +29,17 @@ def _acts(where: Where, at: StepContext) -> bool:
     if where == "partial":
         return at.n_samples < at.batch_size
     return True
+
+
+class LeaveOut(Intervention):
+    """Leave out parts of what happens between two steps: they stay as they were before it."""
+
+    def __init__(self, parts: Sequence[Part], words: str, where: Where = "always") -> None:
+        self.parts, self.words = tuple(parts), words
+        self.where: Where = where
+
+    def boundary(self, at: StepContext, boundary: Boundary) -> Boundary:
+        return boundary.without(*self.parts) if _acts(self.where, at) else boundary
 
 
 class RescaleLoss(Intervention):

@@ -7,6 +7,8 @@ has seen something.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -15,15 +17,18 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from whyspike import batches
 from whyspike.errors import BadTraining
 from whyspike.liveprobe import LiveProbe
 from whyspike.norms import Norms
+from whyspike.probeset import LEAST
 from whyspike.recordwriter import RecordWriter
 from whyspike.seams import LossFn
 from whyspike.strides import Stride, counts
 
 BUDGET = 0.0015  # share of the training's time for each of the three
 LOOK_AFTER_EVENT = 8  # steps that are measured one by one after the detector has seen something
+MOST_PIECES = 8  # forward passes of one probe, at most
 TABLE_TENSORS = 256  # with more tensors their single norms are measured less often: 0.5 MB per 1,000 steps
 
 
@@ -32,10 +37,17 @@ class Measures:
 
     Args:
         loss_fn: None for no probe.
+        closely: measure at the first strides throughout, whatever it costs.
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: Optimizer | None, loss_fn: LossFn | None, writer: RecordWriter
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | None,
+        loss_fn: LossFn | None,
+        writer: RecordWriter,
+        *,
+        closely: bool = False,
     ) -> None:
         self.norms = Norms(model, optimizer) if optimizer is not None else None
         self.wanted = False  # anything in this step
@@ -45,15 +57,18 @@ class Measures:
         self._model, self._optimizer, self._loss_fn, self._writer = model, optimizer, loss_fn, writer
         self._probe: LiveProbe | None = None
         self._step = 0
+        budget = math.inf if closely else BUDGET
         tensors = len(self.norms.parameters) if self.norms is not None else 0
-        self._grad_stride = Stride("gradient_norm", 8 * max(1, tensors // TABLE_TENSORS), BUDGET)
-        self._update_stride = Stride("update_norm", 16, BUDGET)
-        self._probe_stride = Stride("probe", 8, BUDGET)
+        self._grad_stride = Stride("gradient_norm", 8 * max(1, tensors // TABLE_TENSORS), budget)
+        self._update_stride = Stride("update_norm", 16, budget)
+        self._probe_stride = Stride("probe", 4 if closely else 8, budget)
         self.strides = [self._grad_stride, self._update_stride, self._probe_stride]
         self._grad = self._update = self._probing = False
         self._burst_until = -1
         self._odd_seen = 0
         self._named = False
+        self._gathered: list[Any] = []  # batches for the probe set
+        self._samples = 0  # in them
         self._pending: list[tuple[str, int, torch.Tensor]] = []  # measured, not read yet
         self._update_s = 0.0
         self._post_hook: Any = None
@@ -153,10 +168,31 @@ class Measures:
         """A value on a GPU that is read with the others."""
         self._pending.append((name, step, value.clone()))
 
-    def probe_set(self, batch: Any) -> None:
-        """The first batch of the training is the probe set."""
-        if self._probe is None and self.probe_off is None and self._loss_fn is not None:
-            self._probe = LiveProbe(self._model, self._loss_fn, batch)
+    @property
+    def gathering(self) -> bool:
+        """Whether the probe set still lacks samples."""
+        return self._probe is None and self.probe_off is None and self._loss_fn is not None
+
+    def probe_set(self, pieces: Sequence[Any]) -> None:
+        """Choose the probe set, unless there is one."""
+        if self.gathering and self._loss_fn is not None:
+            self._probe = LiveProbe(self._model, self._loss_fn, pieces)
+
+    def gather(self, batch: Any, n: int) -> None:
+        """Where no probe set was chosen it is the first batches of the training, until they have enough samples.
+
+        The loss on a few samples goes its own way: after a while it says where they are, not where the network is.
+
+        Args:
+            n: samples of the batch; negative when not known.
+        """
+        if not self.gathering:
+            return
+        self._gathered.append(batches.clone(batch))
+        self._samples += n if n > 0 else LEAST
+        if self._samples >= LEAST or len(self._gathered) >= MOST_PIECES:
+            self.probe_set(self._gathered)
+            self._gathered = []
 
     def after_step(self, step: int) -> str | None:
         """Measure the probe, if it is its turn. Returns why there is none from now on, if the user's loss_fn failed."""

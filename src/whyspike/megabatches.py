@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from whyspike.ownperiods import LENGTH_GROUPED
 from whyspike.points import spacing
 from whyspike.types import Run
 
-MEGA_BATCH = 50  # batches; transformers, trainer_pt_utils.get_length_grouped_indices
+
 LEAST_CYCLES = 6
 LEAST_BINS = 4  # phases; fewer cannot tell a ramp from a zigzag
 MOST_BINS = 10
@@ -47,7 +48,7 @@ class Oscillation:
 
 def period_of(steps_per_epoch: int | None) -> int:
     """Batches in a mega-batch of Hugging Face's sampler."""
-    return MEGA_BATCH if not steps_per_epoch else max(1, min(MEGA_BATCH, steps_per_epoch // 4))
+    return LENGTH_GROUPED if not steps_per_epoch else max(1, min(LENGTH_GROUPED, steps_per_epoch // 4))
 
 
 def find_oscillation(run: Run, period: int | None = None, *, seed: int = 0) -> Oscillation | None:

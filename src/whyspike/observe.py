@@ -12,8 +12,8 @@ from whyspike.cause import Observation, Units
 from whyspike.curve import Curve, look, with_patterns
 from whyspike.detect import detect
 from whyspike.errors import WhySpikeError
-from whyspike.periods import occurrences, periodic_events
-from whyspike.points import as_points, in_steps
+from whyspike.periods import PeriodResult, occurrences, period_results, periodic_events
+from whyspike.points import as_points, in_steps, periods_in_steps
 from whyspike.stats import batch_mean_null
 from whyspike.types import Attribution, Event, Exponent, Run
 
@@ -30,25 +30,27 @@ SLOW_S = 0.02  # a forward pass slower than this gets fewer bootstrap draws and 
 Progress = Callable[[str, float], None]
 
 
-def events_of(run: Run) -> tuple[Event, ...]:
-    """The events of a run: episodes, what repeats with the epoch as one of them, and the patterns of its curve."""
-    return _events(run, look(run))
+def events_of(run: Run) -> tuple[tuple[Event, ...], tuple[PeriodResult, ...], Curve]:
+    """The events of a run: episodes, what repeats with one of its periods as one of them, the patterns of its curve.
 
-
-def _events(run: Run, curve: Curve) -> tuple[Event, ...]:
+    Beside them the tests of the periods, and the patterns.
+    """
     points = as_points(run)
-    return with_patterns(run, curve, in_steps(run, periodic_events(points, detect(points))))
+    periods = period_results(points)
+    events = in_steps(run, periodic_events(points, detect(points), periods))
+    curve = look(run)
+    return with_patterns(run, curve, events), periods_in_steps(run, periods), curve
 
 
 def observe(run: Run, subject: Subject | None = None, progress: Progress | None = None) -> Observation:
     """All that can be observed. Nothing of the user's training changes."""
     say = progress or (lambda words, done: None)
     say("looking for events", 0.0)
-    curve = look(run)
-    events = _events(run, curve)
-    missing = list(_missing(run))
+    events, periods, curve = events_of(run)
+    missing = [*_missing(run), *_too_few_cycles(run, periods)]
     if subject is None:
-        return Observation(run=run, events=_named(run, events), curve=curve, missing=tuple(missing))
+        named = _named(run, events)
+        return Observation(run=run, events=named, periods=periods, curve=curve, missing=tuple(missing))
     exponent: Exponent | None = None
     attributions: dict[str, Attribution] = {}
     null: dict[str, float] = {}
@@ -80,6 +82,7 @@ def observe(run: Run, subject: Subject | None = None, progress: Progress | None 
         exponent=exponent,
         units=units,
         batch_null=null,
+        periods=periods,
         replayable=replayable,
         curve=curve,
         missing=tuple(missing),
@@ -102,6 +105,13 @@ def _missing(run: Run) -> Sequence[str]:
     elif run.sample_ids is None:
         missing.append("sample ids: they need a map-style DataLoader inside rec.batches(loader)")
     return missing
+
+
+def _too_few_cycles(run: Run, periods: Sequence[PeriodResult]) -> Sequence[str]:
+    first = periods[0] if periods and periods[0].period == run.steps_per_epoch else None
+    if first is None or first.wave is None or first.reason is None or first.wave.reason is None:
+        return []
+    return [f"what repeats with the epoch: {first.wave.reason}"]
 
 
 def _named(run: Run, events: Sequence[Event]) -> tuple[Event, ...]:

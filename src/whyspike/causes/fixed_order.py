@@ -39,7 +39,7 @@ class FixedOrder(Cause):
     title = "the data come in the same order in every pass"
 
     def signature(self, seen: Observation) -> Suspicion | None:
-        again = seen.curve.repeat if seen.curve is not None else None
+        again = seen.curve.echo if seen.curve is not None else None
         if again is None:
             return None
         events = [e for e in seen.events if e.kind == "periodic" and e.period == again.lag and e.step == again.peak[0]]
@@ -66,7 +66,7 @@ class FixedOrder(Cause):
         return suspect(self, events, evidence, harm="none" if quiet else None)
 
     def sentence(self, seen: Observation, events: Sequence[Event]) -> str:
-        again = seen.curve.repeat if seen.curve is not None else None
+        again = seen.curve.echo if seen.curve is not None else None
         if again is None:
             return super().sentence(seen, events)
         return (
