@@ -17,7 +17,6 @@ from whyspike.ownperiods import LENGTH_GROUPED
 from whyspike.points import spacing
 from whyspike.types import Run
 
-
 LEAST_CYCLES = 6
 LEAST_BINS = 4  # phases; fewer cannot tell a ramp from a zigzag
 MOST_BINS = 10
