@@ -172,11 +172,11 @@ FORMULAS = {
     "the mean of the losses since the epoch began, weighted by samples": {
         r: mean(RUN, start(r), r, True) for r in ROWS
     },
-    "the mean of the epoch": {r: mean(RUN, start(r), r) for r in ENDS},
-    "the mean of the epoch, weighted by samples": {r: mean(RUN, start(r), r, True) for r in ENDS},
-    "the mean of the epoch, divided by S + 1": {r: mean(RUN, start(r), r) * SIZE / (SIZE + 1) for r in ENDS},
-    "the mean of the epoch, divided by S - 1": {r: mean(RUN, start(r), r) * SIZE / (SIZE - 1) for r in ENDS},
-    "the mean of the epoch, weighted by samples, divided by S x B": {
+    "the mean of the epoch's losses": {r: mean(RUN, start(r), r) for r in ENDS},
+    "the mean of the epoch's losses, weighted by samples": {r: mean(RUN, start(r), r, True) for r in ENDS},
+    "the mean of the epoch's losses, divided by S + 1": {r: mean(RUN, start(r), r) * SIZE / (SIZE + 1) for r in ENDS},
+    "the mean of the epoch's losses, divided by S - 1": {r: mean(RUN, start(r), r) * SIZE / (SIZE - 1) for r in ENDS},
+    "the mean of the epoch's losses, weighted by samples, divided by S x B": {
         r: mean(RUN, start(r), r, True) * (B * (SIZE - 1) + 5) / (B * SIZE) for r in ENDS
     },
     "the mean of the losses since the value before": {r: mean(RUN, r - 9, r) for r in range(9, len(RUN), 10)},
@@ -206,16 +206,17 @@ def test_what_is_logged_before_the_step_belongs_to_the_next_one():
 
 def test_what_is_no_formula_of_the_losses_is_not_recognised():
     rng = np.random.default_rng(1)
-    other = {r: v * float(np.exp(0.01 * rng.standard_normal())) for r, v in FORMULAS["the mean of the epoch"].items()}
+    epoch = FORMULAS["the mean of the epoch's losses"]
+    other = {r: v * float(np.exp(0.01 * rng.standard_normal())) for r, v in epoch.items()}
     assert identify(RUN, series(other)) is None
     assert identify(RUN, series(dict.fromkeys(ROWS, 0.1))) is None
     assert identify(RUN, series({0: 1.0, 10: 2.0})) is None
-    two_decimals = series({r: round(v, 1) for r, v in FORMULAS["the mean of the epoch"].items()})
+    two_decimals = series({r: round(v, 1) for r, v in epoch.items()})
     assert identify(RUN, two_decimals) is None  # the weighted mean fits as well
 
 
 def test_only_what_the_user_logged_is_looked_at():
-    values = series(FORMULAS["the mean of the epoch"])
+    values = series(FORMULAS["the mean of the epoch's losses"])
     run = replace(RUN, signals={"train_loss": values, "probe": values, "gradient_norm/a": values})
     assert list(plotted(run)) == ["train_loss"]
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 TRUSTED = 0.5  # of a jump; a rounding error above it could make or hide the jump (causes.md B7)
+MOST = 300  # epochs of a curve that are looked at
 DIGITS = 8  # decimals beyond which a number was not rounded for reading
 FLOAT32 = 2.0**-23  # relative distance of two float32
 
@@ -146,7 +147,7 @@ class Closing:
     slope: float  # of log |second difference| on log s within the epoch: -1 for a running mean, 0 for single losses
     interval: tuple[float, float]  # 95 %, bootstrap over epochs
     jump: float  # of the curve at the epoch's boundary: first tenth minus the last tenth before it, median over epochs
-    recovered_jump: float  # the same of the recovered losses
+    recovered_jump: float  # the same of the recovered losses, less the tenth of an epoch by which they fall anyway
     spread: float  # standard error of recovered_jump
     limit: float  # of its rounding
     n_epochs: int
@@ -163,8 +164,8 @@ def closing(curve: np.ndarray, epoch: np.ndarray, weight: np.ndarray) -> Closing
     half = rounding(curve)
     slopes, jumps, recovered, rows = [], [], [], []
     ends: float | None = None
-    last_level = 0.0
-    for e in np.unique(epoch):
+    last_level = before = 0.0
+    for e in np.unique(epoch)[:MOST]:
         part = np.flatnonzero((epoch == e) & np.isfinite(curve))
         m, w = curve[part], weight[part]
         if len(part) < 12:
@@ -173,11 +174,11 @@ def closing(curve: np.ndarray, epoch: np.ndarray, weight: np.ndarray) -> Closing
         tenth = max(2, len(part) // 10)
         if ends is not None:
             jumps.append(float(m[:tenth].mean()) - last_level)
-            recovered.append(float(m[tenth - 1]) - ends)
+            recovered.append(float(m[tenth - 1]) - ends - tenth / len(part) * (float(m[-1]) - before))
         a, b = len(part) - tenth - 1, len(part) - 1
         ends = float((w[b] * m[b] - w[a] * m[a]) / (w[b] - w[a]))
         rows.append((w[b] + w[a]) / (w[b] - w[a]) * half + half)
-        last_level = float(m[-tenth:].mean())
+        last_level, before = float(m[-tenth:].mean()), float(m[-1])
         bend = np.abs(np.diff(m, 2))
         slopes.append((np.log(w[1:-1]), bend))
     if len(jumps) < 2:

@@ -15,7 +15,7 @@ import numpy as np
 
 from whyspike.deconvolve import rounding
 from whyspike.signals import logged
-from whyspike.types import Run, Series
+from whyspike.types import Evidence, Run, Series
 
 Form = Literal["loss", "running-mean", "mean-from-start", "window-mean", "moving-window", "moving-average"]
 LEAST = 5  # logged values; fewer fit too many formulas
@@ -58,6 +58,18 @@ class Plotted:
     def words(self) -> str:
         """What the number is."""
         return _words(self, self.every, self.of_epoch)
+
+    @property
+    def evidence(self) -> Evidence:
+        """How surely it is this formula: nothing is left but rounding, and the next one is far off."""
+        expected = f"at most {self.tolerance:.1g}, what rounding leaves"
+        if self.rival:
+            expected += f"; off by {self.rival_residual:.2g} if it were {self.rival}"
+        return Evidence(
+            statement=f"{self.name} beside {self.words}: largest difference",
+            observed=f"{self.residual:.1g} over {self.n:,} values",
+            expected=expected,
+        )
 
 
 @dataclass(frozen=True)
@@ -275,9 +287,10 @@ def _words(c: _Candidate | Plotted, every: int, of_epoch: bool) -> str:
     how = ", weighted by samples" if c.weighted else ""
     if c.divisor:
         how += f", divided by {c.divisor}"
+    epoch = "epoch's losses" if of_epoch else "losses since the epoch began"
     said = {
         "loss": "the loss of the step" if every == 1 else f"the loss of every {_ordinal(every)} step",
-        "running-mean": f"the mean of {'the epoch' if of_epoch else 'the losses since the epoch began'}{how}",
+        "running-mean": f"the mean of the {epoch}{how}",
         "mean-from-start": f"the mean of all losses since the training began{how}",
         "window-mean": f"the mean of the losses since the value before{how}",
         "moving-window": f"the mean of the latest {c.window} losses",
