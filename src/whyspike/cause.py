@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from whyspike.curve import Curve
     from whyspike.excess import Measure
     from whyspike.periods import PeriodResult
+    from whyspike.plotted import Plotted
     from whyspike.sampling import Sampling
     from whyspike.seams import Intervention
 
@@ -82,6 +83,13 @@ class Observation:
         from whyspike.sampling import sampling
 
         return sampling(self.run)
+
+    @cached_property
+    def plotted(self) -> Mapping[str, Plotted]:
+        """The numbers that the user logged and that are a formula of the recorded losses, by their name."""
+        from whyspike.plotted import plotted
+
+        return plotted(self.run)
 
     def event(self, event_id: str) -> Event:
         return next(e for e in self.events if e.id == event_id)
