@@ -62,6 +62,7 @@ class EpochalSawtooth(Cause):
     harmless = True
     window = "epoch"
     measure = "rise"
+    demo = "gru-recommender"
     title = "the training loss is lowest where the samples were seen most recently"
 
     def signature(self, seen: Observation) -> Suspicion | None:
