@@ -105,6 +105,16 @@ def test_an_abrupt_step_down_is_a_level_shift_and_a_gradual_one_is_not():
     assert detect(run_of(gradual)) == ()
 
 
+def test_a_slow_rise_is_a_divergence_and_wide_noise_is_none():
+    rng = np.random.default_rng(1)
+    steps = np.arange(8_000)
+    wide = np.exp(1.6 * rng.standard_normal(len(steps)))
+    assert not [e for e in detect(run_of(wide)) if e.kind == "divergence"]
+    rising = np.exp(0.3 * rng.standard_normal(len(steps)) + np.maximum(0, steps - 4_000) / 200)
+    first = next(e for e in detect(run_of(rising)) if e.kind == "divergence")
+    assert 3_900 < first.step < 4_500
+
+
 def test_a_loss_that_never_returns_and_keeps_rising_is_a_divergence():
     loss = ordinary(700, noise=0.05)
     loss[400:] *= np.exp(np.minimum(np.arange(300) / 20.0, 12.0))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from whyspike.cause import Observation, Units
+from whyspike.curve import Curve, look, with_patterns
 from whyspike.detect import detect
 from whyspike.errors import WhySpikeError
 from whyspike.periods import PeriodResult, occurrences, period_results, periodic_events
@@ -29,22 +30,27 @@ SLOW_S = 0.02  # a forward pass slower than this gets fewer bootstrap draws and 
 Progress = Callable[[str, float], None]
 
 
-def events_of(run: Run) -> tuple[tuple[Event, ...], tuple[PeriodResult, ...]]:
-    """The events of a run, what repeats with one of its periods merged into one; and the tests of these periods."""
+def events_of(run: Run) -> tuple[tuple[Event, ...], tuple[PeriodResult, ...], Curve]:
+    """The events of a run: episodes, what repeats with one of its periods as one of them, the patterns of its curve.
+
+    Beside them the tests of the periods, and the patterns.
+    """
     points = as_points(run)
     periods = period_results(points)
-    events = periodic_events(points, detect(points), periods)
-    return in_steps(run, events), periods_in_steps(run, periods)
+    events = in_steps(run, periodic_events(points, detect(points), periods))
+    curve = look(run)
+    return with_patterns(run, curve, events), periods_in_steps(run, periods), curve
 
 
 def observe(run: Run, subject: Subject | None = None, progress: Progress | None = None) -> Observation:
     """All that can be observed. Nothing of the user's training changes."""
     say = progress or (lambda words, done: None)
     say("looking for events", 0.0)
-    events, periods = events_of(run)
+    events, periods, curve = events_of(run)
     missing = [*_missing(run), *_too_few_cycles(run, periods)]
     if subject is None:
-        return Observation(run=run, events=_named(run, events), periods=periods, missing=tuple(missing))
+        named = _named(run, events)
+        return Observation(run=run, events=named, periods=periods, curve=curve, missing=tuple(missing))
     exponent: Exponent | None = None
     attributions: dict[str, Attribution] = {}
     null: dict[str, float] = {}
@@ -78,6 +84,7 @@ def observe(run: Run, subject: Subject | None = None, progress: Progress | None 
         batch_null=null,
         periods=periods,
         replayable=replayable,
+        curve=curve,
         missing=tuple(missing),
     )
 

@@ -457,8 +457,14 @@ class Recorder:
                     self._rng.look_again(step, step // keeper.stride.every)
             self._next_snapshot = keeper.next_step
             self._attention = min(self._attention, self._next_snapshot)
-        self._measures.probe_set([batch])
-        self._look = self._rng.draws or self._rng.compare or self._fresh is None or type(ids) is not array
+        self._measures.gather(batch, n)
+        self._look = (
+            self._measures.gathering
+            or self._rng.draws
+            or self._rng.compare
+            or self._fresh is None
+            or type(ids) is not array
+        )
 
     def _last_index(self) -> int | None:
         """The index of the last step of this epoch, as far as it can be foreseen."""
