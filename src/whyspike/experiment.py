@@ -182,10 +182,11 @@ class Experiment:
             pairs = pairs[:1]
         measure = self.measure_of(cause, suspicion.events)
         draw = self.subject.draw
-        placebo = cause.placebo(self.seen, draw)
+        interventions = cause.interventions(self.seen, draw)
+        placebo = cause.placebo(self.seen, draw) if interventions else None  # beside nothing it would say nothing
         arms: list[tuple[ArmName, Intervention]] = [
             ("baseline", BASELINE),
-            *(("intervention", i) for i in cause.interventions(self.seen, draw)),
+            *(("intervention", i) for i in interventions),
             *([("placebo", placebo)] if placebo is not None else []),
         ]
         made: list[Trial] = []
