@@ -16,7 +16,7 @@ from whyspike.cause import Cause, Observation
 from whyspike.errors import NotReplayable
 from whyspike.excess import Measure, excess
 from whyspike.periods import occurrences
-from whyspike.replay import Replayed, Subject, Window
+from whyspike.replay import Draws, Replayed, Subject, Window
 from whyspike.seams import BASELINE, Intervention
 from whyspike.types import ArmName, Event, Suspicion, Trial
 
@@ -162,7 +162,7 @@ class Experiment:
         if not pairs:
             return ()
         measure = self.measure_of(cause, suspicion.events)
-        draw = self.subject.draw
+        draw = Draws(self.subject)
         placebo = cause.placebo(self.seen, draw)
         arms: list[tuple[ArmName, Intervention]] = [
             ("baseline", BASELINE),

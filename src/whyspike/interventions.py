@@ -6,18 +6,20 @@ them, which placebos use) or "always".
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from whyspike import batches
-from whyspike.seams import Intervention, StepContext
+from whyspike.seams import EpochContext, Intervention, StepContext
 
 Where = Literal["event", "control", "partial", "always"]
 Draw = Callable[[int], Any]  # draw(n) returns a batch of n other training samples
+Copies = Callable[[int], Sequence[int]]  # copies(step) returns the rows of its batch that repeat another row's sample
 
 
 def _acts(where: Where, at: StepContext) -> bool:
@@ -81,6 +83,104 @@ class ReplaceSamples(Intervention):
 
     def batch(self, at: StepContext, batch: Any) -> Any:
         return self.draw(batches.size(batch)) if _acts(self.where, at) else batch
+
+
+class ReplaceCopies(Intervention):
+    """Other training samples in place of the repeated ones of a batch; each sample stays once.
+
+    Args:
+        copies: `copies(step)` gives the rows to replace; none where nothing is repeated.
+    """
+
+    def __init__(
+        self, draw: Draw, copies: Copies, words: str = "other samples in place of the copies", where: Where = "event"
+    ) -> None:
+        self.draw, self.copies, self.words = draw, copies, words
+        self.where: Where = where
+
+    def batch(self, at: StepContext, batch: Any) -> Any:
+        copies = self.copies(at.step) if _acts(self.where, at) else ()
+        if not len(copies):
+            return batch
+        n = batches.size(batch)
+        both = batches.concat([batch, self.draw(len(copies))])
+        rows = list(range(n))
+        for k, row in enumerate(copies):
+            rows[int(row)] = n + k
+        return batches.take(both, rows, n + len(copies))
+
+
+class DropCopies(Intervention):
+    """The batch without the repeated samples: each once, so that it is smaller."""
+
+    def __init__(self, copies: Copies, words: str = "the copies left out", where: Where = "event") -> None:
+        self.copies, self.words = copies, words
+        self.where: Where = where
+
+    def batch(self, at: StepContext, batch: Any) -> Any:
+        copies = self.copies(at.step) if _acts(self.where, at) else ()
+        if not len(copies):
+            return batch
+        gone, n = {int(c) for c in copies}, batches.size(batch)
+        return batches.take(batch, [r for r in range(n) if r not in gone], n)
+
+
+class CopyOthers(Intervention):
+    """Other training samples, repeated exactly as the batch's own are.
+
+    Args:
+        pattern: `pattern(step)` says of every row which distinct sample it holds, from 0; None where it is not known.
+    """
+
+    def __init__(
+        self,
+        draw: Draw,
+        pattern: Callable[[int], Sequence[int] | None],
+        words: str = "other samples, repeated as often",
+        where: Where = "event",
+    ) -> None:
+        self.draw, self.pattern, self.words = draw, pattern, words
+        self.where: Where = where
+
+    def batch(self, at: StepContext, batch: Any) -> Any:
+        pattern = self.pattern(at.step) if _acts(self.where, at) else None
+        if pattern is None:
+            return batch
+        n = max(int(k) for k in pattern) + 1
+        return batches.take(self.draw(n), [int(k) for k in pattern], n)
+
+
+class LeaveCopiesOut(Intervention):
+    """The batches that hold a sample more than once left out of every epoch."""
+
+    words = "the batches that were filled up with copies left out"
+
+    def order(self, at: EpochContext, ids: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+        return [b for b in ids if len(np.unique(b)) == len(b)]
+
+
+class FetchAgain(Intervention):
+    """The batch's own samples, read afresh by this process and not by the loader's workers.
+
+    Args:
+        draw: what the experiment hands to `Cause.interventions`; `draw.of(ids)` reads samples by their ids.
+        ids: `ids(step)` gives the samples of a step.
+    """
+
+    def __init__(
+        self,
+        draw: Any,
+        ids: Callable[[int], Sequence[int] | None],
+        words: str = "its own samples read again by the main process",
+        where: Where = "event",
+    ) -> None:
+        self.draw, self.ids, self.words = draw, ids, words
+        self.where: Where = where
+
+    def batch(self, at: StepContext, batch: Any) -> Any:
+        ids = self.ids(at.step) if _acts(self.where, at) else None
+        again = None if ids is None else self.draw.of(ids)
+        return batch if again is None else again
 
 
 class ClipGradNorm(Intervention):

@@ -71,6 +71,20 @@ class Replayed:
         return worst
 
 
+class Draws:
+    """What interventions take samples from: `draw(n)` gives n other ones, `draw.of(ids)` those of these ids."""
+
+    def __init__(self, subject: Subject) -> None:
+        self._subject = subject
+
+    def __call__(self, n: int) -> Any:
+        return self._subject.draw(n)
+
+    def of(self, ids: Iterable[int]) -> Any | None:
+        """The batch of these dataset indices, read in this process; None where there is no dataset to index."""
+        return self._subject.samples(ids)
+
+
 class Subject:
     """A training that can be replayed in this process: the live model and optimizer, and what was recorded of them.
 
