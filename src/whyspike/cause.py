@@ -135,6 +135,7 @@ class Cause:
     rank: ClassVar[int] = 50  # among confirmed causes the answer is the lowest: roots before what they set off
     harmless: ClassVar[bool] = False  # expected behaviour: harm is "none"
     measure: ClassVar[Measure | None] = None  # what it is judged by; None: the network where it moved, else the plot
+    window: ClassVar[Literal["event", "epoch"]] = "event"  # what a trial replays; "epoch": measured by the pattern
     title: ClassVar[str] = ""  # the headline: lower case, one sentence without a full stop, stands alone
 
     @property

@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 from whyspike import batches, capsule
 from whyspike.errors import NotReplayable
 from whyspike.frozen import frozen
+from whyspike.loader_order import fetch
 from whyspike.seams import BASELINE, Intervention, LossFn, StepContext, StepRule, training_step
 from whyspike.types import Run
 
@@ -166,7 +167,7 @@ class Subject:
             size = len(self.dataset)
             rows = rng.choice(size, n, replace=n > size)
             with frozen(self.model):
-                return self.collate([self.dataset[int(i)] for i in rows])
+                return fetch(self.dataset, self.collate, rows)
         size = batches.size(self._pool)
         rows = rng.choice(size, n, replace=n > size)
         return batches.take(self._pool, [int(i) for i in rows], size)
@@ -175,9 +176,9 @@ class Subject:
         """The batch of these dataset indices, drawn again; None where the loader has no dataset to index."""
         if self.dataset is None or self.collate is None:
             return None
+        rows = [int(i) for i in ids]
         with frozen(self.model):
-            items = [self.dataset[int(i)] for i in ids]
-            return self.collate(items) if items else None
+            return fetch(self.dataset, self.collate, rows) if rows else None
 
     @cached_property
     def probe_batches(self) -> list[Any]:

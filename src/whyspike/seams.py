@@ -44,7 +44,7 @@ class EpochContext:
     """What an intervention may look at to decide in which order an epoch draws its samples."""
 
     epoch: int
-    batch_size: int
+    batch_size: int  # samples of an ordinary batch
     previous: Sequence[np.ndarray]  # the dataset indices of each epoch before, int64 [N], in the order they were drawn
     rng: np.random.Generator  # the same for all arms of a pair
 
@@ -57,6 +57,7 @@ class Intervention:
     """
 
     words: str = "as it was"
+    epochs: int = 1  # where whole epochs are replayed: how many with this change; the last of them is measured
 
     def begin(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Forget everything: a new replay begins."""
