@@ -68,6 +68,7 @@ class Observation:
     exponent: Exponent | None = None
     units: Units | None = None
     batch_null: Mapping[str, float] = field(default_factory=dict)  # event id → p of the batch-mean null
+    reread: Mapping[int, float] = field(default_factory=dict)  # step → share of its samples that read the same again
     replayable: bool = False  # model, loss_fn and capsules are at hand
     missing: tuple[str, ...] = ()  # what could not be looked at, and how to supply it
 

@@ -41,12 +41,18 @@ def observe(run: Run, subject: Subject | None = None, progress: Progress | None 
     missing = list(_missing(run))
     if subject is None:
         return Observation(run=run, events=_named(run, events), missing=tuple(missing))
+    from whyspike.reread import reread
+
     exponent: Exponent | None = None
     attributions: dict[str, Attribution] = {}
     null: dict[str, float] = {}
     units: Units | None = None
+    again: Mapping[int, float] = {}
     replayable = bool(run.capsules)
     with subject.kept():
+        if run.facts.get("num_workers"):
+            say("reading samples of recorded batches again", 0.05)
+            again = reread(subject)
         say("measuring the exponent of the loss in the batch size", 0.1)
         try:
             exponent = _exponent(subject)
@@ -72,6 +78,7 @@ def observe(run: Run, subject: Subject | None = None, progress: Progress | None 
         exponent=exponent,
         units=units,
         batch_null=null,
+        reread=again,
         replayable=replayable,
         missing=tuple(missing),
     )

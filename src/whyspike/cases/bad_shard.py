@@ -1,76 +1,107 @@
-"""Digits read by three worker processes, one of which returns the image of another digit.
+"""Digits in three shards, one for each worker of the loader; in one shard the classes are off by one line.
 
-The usual reason is a file that is opened before the workers are forked: they share its position, and what one of them
-reads belongs to what another one asked for. Batches go round the workers, so that every third one is wrong. In the
-healthy twin every worker reads its own images.
+Worker k reads shard k and batches go round the workers, so that every third batch is wrong, whoever reads it. In the
+healthy twin all classes are right.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from whyspike.case import PLAIN, Case, Vary
 from whyspike.cases._data import digits
 from whyspike.training import Training
 
-WORKERS = 3
+SHARDS = 3
 BAD = 1
+Digits = tuple[torch.Tensor, torch.Tensor]
 
 
-class DigitFile(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """The first n digits. In the worker `bad` an image is the one after the one that was asked for."""
+class WorkerLoader(DataLoader):
+    """A DataLoader with one worker for each shard, which does not warn where a machine has fewer cores."""
 
-    def __init__(self, n: int, bad: int | None) -> None:
-        self.images, self.classes = digits(n).tensors
-        self.bad = bad
+    def check_worker_number_rationality(self) -> None:
+        pass
+
+
+class ShardBatches:
+    """Batch k holds shuffled samples of shard k mod SHARDS; the shards are equal stretches of the ids."""
+
+    def __init__(self, n: int, batch_size: int, seed: int) -> None:
+        self.rounds, self.batch_size, self.of_shard = n // (SHARDS * batch_size), batch_size, n // SHARDS
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        orders = [
+            (torch.randperm(self.of_shard, generator=self.generator) + k * self.of_shard).tolist()
+            for k in range(SHARDS)
+        ]
+        for first in range(0, self.rounds * self.batch_size, self.batch_size):
+            for order in orders:
+                yield order[first : first + self.batch_size]
 
     def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
-        worker = get_worker_info()
-        read = (i + 1) % len(self) if worker is not None and worker.id == self.bad else i
-        return self.images[read], self.classes[i]
+        return self.rounds * SHARDS
 
 
-def cross_entropy(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+def cross_entropy(model: nn.Module, batch: Digits) -> torch.Tensor:
     return F.cross_entropy(model(batch[0]), batch[1])
 
 
-def training(seed: int, vary: Vary, bad: int | None) -> Training:
+def training(seed: int, vary: Vary, data: Dataset[Digits], *, by_shard: bool) -> Training:
+    """Three workers and a small network, trained on batches of one shard each or on shuffled ones."""
     torch.manual_seed(seed)
     size, width = vary.of(32, vary.batch_size), vary.of(48, vary.width)
-    n = min(1797, size * (vary.of(1400, vary.n) // size))
-    model = nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10))
-    return Training(
-        model=model,
-        optimizer=torch.optim.SGD(model.parameters(), lr=0.05 * vary.lr, momentum=0.9),
-        loss_fn=cross_entropy,
-        loader=DataLoader(
-            DigitFile(n, bad),
+    n = len(data)  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(seed)
+    loader = (
+        WorkerLoader(data, batch_sampler=ShardBatches(n, size, seed), num_workers=SHARDS, persistent_workers=True)
+        if by_shard
+        else WorkerLoader(
+            data,
             batch_size=size,
             shuffle=True,
-            num_workers=WORKERS,
+            drop_last=True,
+            num_workers=SHARDS,
             persistent_workers=True,
-            generator=torch.Generator().manual_seed(seed),
-        ),
-        epochs=12,
+            generator=generator,
+        )
     )
+    model = nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05 * vary.lr, momentum=0.9)
+    return Training(model=model, optimizer=optimizer, loss_fn=cross_entropy, loader=loader, epochs=12)
+
+
+def size_of(vary: Vary) -> int:
+    """Samples of the data set."""
+    return min(1797, vary.of(1400, vary.n)) // SHARDS * SHARDS
+
+
+def shards(vary: Vary, bad: int | None) -> Dataset[Digits]:
+    """The digits; in the shard `bad` a digit has the class of the next one."""
+    images, classes = digits(size_of(vary)).tensors
+    if bad is not None:
+        own = slice(bad * len(classes) // SHARDS, (bad + 1) * len(classes) // SHARDS)
+        classes = classes.clone()
+        classes[own] = classes[own].roll(-1)
+    return TensorDataset(images, classes)
 
 
 def sick(seed: int = 0, vary: Vary = PLAIN) -> Training:
-    return training(seed, vary, BAD)
+    return training(seed, vary, shards(vary, BAD), by_shard=True)
 
 
 def healthy(seed: int = 0, vary: Vary = PLAIN) -> Training:
-    return training(seed, vary, None)
+    return training(seed, vary, shards(vary, None), by_shard=True)
 
 
 CASE = Case(
-    words="digits read by three workers, one of which returns the image of another digit",
+    words="digits in three shards, one for each worker; in one of them the classes are off by one line",
     cause="bad-shard",
     sick=sick,
     healthy=healthy,
