@@ -1,12 +1,13 @@
 """How much an event costs: the area above the level before it, in log-loss times steps.
 
-Five measures, because a number that is plotted, a network that is damaged and a damage that grows are three things:
+Six measures, because a number that is plotted, a network that is damaged and a damage that grows are three things:
 
 - `state`: area of the probe loss above its level before the event, from the event on;
 - `reported`: area of the logged loss above its median over the 64 steps before, over the event's own steps;
 - `growth`: area of the probe loss above its level right after the event's first step, over the steps that follow:
   what the optimizer's memory adds to a step that is already made;
 - `dip`: as `reported`, below the level instead of above it;
+- `deviation`: `dip` for an event below its level, `reported` for any other;
 - `pattern`: of a replayed epoch, the amplitude (lowest to highest phase, nats) of the pattern that the other epochs of
   the run have in common, less the drift of the probe; negative where the pattern is upside down.
 """
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from whyspike.pattern import Pattern
 
-Measure = Literal["state", "reported", "growth", "dip", "pattern"]
+Measure = Literal["state", "reported", "growth", "dip", "deviation", "pattern"]
 
 
 CAP = 50.0  # nats; a replay that overflows counts as this much per step, so that arms stay comparable
@@ -56,7 +57,7 @@ def excess(
     """The excess of one replay.
 
     Args:
-        measure: any but "pattern", which `pattern_excess` measures.
+        measure: any but "pattern", which `pattern_excess` measures, and "deviation", which depends on the event.
         onset: position of the event's first step in `reported` and `state`.
         length: steps of the event itself, for the logged loss.
     """

@@ -194,6 +194,8 @@ class Experiment:
     def _trial(self, cause: Cause, arm: ArmName, intervention: Intervention, pair: Pair, measure: Measure) -> Trial:
         made = self.replay(pair, intervention)
         onset = _onset(made)
+        if measure == "deviation":
+            measure = "dip" if (pair.event.reported or 1.0) < 1.0 else "reported"
         reported_reference = _reported_reference(self.seen, made.event_step)
         state_reference = _state_reference(made)
         recorded = arm == "baseline" and pair.redraw is None

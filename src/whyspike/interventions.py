@@ -1,7 +1,7 @@
 """The changes that an experiment makes, one seam each. Every class says in `words` what it does.
 
-`where` chooses the steps: "event" (the steps the experiment aims at), "control" (the ordinary full-size step before
-them, which placebos use) or "always".
+`where` chooses the steps: "event" (the steps the experiment aims at), "onward" (these and all that follow), "control"
+(the ordinary full-size step before them, which placebos use) or "always".
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from whyspike import batches
 from whyspike.seams import EpochContext, Intervention, StepContext
 
-Where = Literal["event", "control", "partial", "always"]
+Where = Literal["event", "onward", "control", "partial", "always"]
 Draw = Callable[[int], Any]  # draw(n) returns a batch of n other training samples
 Copies = Callable[[int], Sequence[int]]  # copies(step) returns the rows of its batch that repeat another row's sample
 
@@ -25,6 +25,8 @@ Copies = Callable[[int], Sequence[int]]  # copies(step) returns the rows of its 
 def _acts(where: Where, at: StepContext) -> bool:
     if where == "event":
         return at.is_event
+    if where == "onward":
+        return at.since_event is not None
     if where == "control":
         return at.is_control
     if where == "partial":
@@ -159,18 +161,18 @@ class LeaveCopiesOut(Intervention):
         return [b for b in ids if len(np.unique(b)) == len(b)]
 
 
-class FetchAgain(Intervention):
-    """The batch's own samples, read afresh by this process and not by the loader's workers.
+class ReadSamples(Intervention):
+    """The samples of given ids in the batch's place, read by this process and not by the loader's workers.
 
     Args:
         draw: what the experiment hands to `Cause.interventions`; `draw.of(ids)` reads samples by their ids.
-        ids: `ids(step)` gives the samples of a step.
+        ids: `ids(step)` gives the samples of a step; None leaves its batch as it is.
     """
 
     def __init__(
         self,
         draw: Any,
-        ids: Callable[[int], Sequence[int] | None],
+        ids: Callable[[int], Sequence[int] | np.ndarray | None],
         words: str = "its own samples read again by the main process",
         where: Where = "event",
     ) -> None:
@@ -179,8 +181,8 @@ class FetchAgain(Intervention):
 
     def batch(self, at: StepContext, batch: Any) -> Any:
         ids = self.ids(at.step) if _acts(self.where, at) else None
-        again = None if ids is None else self.draw.of(ids)
-        return batch if again is None else again
+        read = None if ids is None else self.draw.of(ids)
+        return batch if read is None else read
 
 
 class ClipGradNorm(Intervention):

@@ -49,7 +49,7 @@ class BadShard(Cause):
     aliases = ("bad-worker", "bad-rank", "corrupt-shard")
     needs = ("n_samples",)
     rank = 16
-    measure = "reported"
+    measure = "deviation"
     title = "one worker of the loader delivers bad batches"
 
     def signature(self, seen: Observation) -> Suspicion | None:
@@ -86,9 +86,9 @@ class BadShard(Cause):
         return suspect(self, events, evidence, identity=_where(seen) == "worker")
 
     def interventions(self, seen: Observation, draw: Draw) -> Sequence[Intervention]:
-        from whyspike.interventions import FetchAgain, SkipBatch
+        from whyspike.interventions import ReadSamples, SkipBatch
 
-        elsewhere = FetchAgain(draw, _neighbours(seen), "samples that another worker was given in their place")
+        elsewhere = ReadSamples(draw, _neighbours(seen), "samples that another worker was given in their place")
         if _where(seen) == "data":
             return [elsewhere, SkipBatch()]
         return [_again(seen, draw), elsewhere, SkipBatch()]
@@ -176,23 +176,23 @@ def _neighbours(seen: Observation):
 
     run, found = seen.run, _workers(seen)
 
-    def ids(step: int) -> Sequence[int] | None:
+    def ids(step: int) -> np.ndarray | None:
         row = int(np.searchsorted(run.step, step))
         for near in (row - 1, row + 1):
             if found is not None and 0 <= near < len(run) and found.of_row[near] != found.of_row[row]:
-                return ids_at(run, int(run.step[near]))  # type: ignore[return-value]
+                return ids_at(run, int(run.step[near]))
         return None
 
     return ids
 
 
 def _again(seen: Observation, draw: Draw, words: str | None = None, where: str = "event") -> Intervention:
-    from whyspike.interventions import FetchAgain
+    from whyspike.interventions import ReadSamples
     from whyspike.sampling import ids_at
 
-    return FetchAgain(
+    return ReadSamples(
         draw,
-        lambda step: ids_at(seen.run, step),  # type: ignore[arg-type, return-value]
+        lambda step: ids_at(seen.run, step),
         words or "its own samples read again by the main process",
         where,  # type: ignore[arg-type]
     )

@@ -49,7 +49,7 @@ class PaddedDuplicates(Cause):
     aliases = ("duplicates", "padding", "even_batches")
     needs = ("sample_ids",)
     rank = 18  # before small-last-batch: a padded batch is one whose size hides that it is small
-    measure = "reported"
+    measure = "deviation"
     title = "the last batch is filled up with copies of its own samples"
 
     def signature(self, seen: Observation) -> Suspicion | None:
