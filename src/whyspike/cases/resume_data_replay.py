@@ -1,6 +1,6 @@
-"""One pass over a text, stopped after 90 steps and resumed; the loader begins the pass again.
+"""One pass over a text, stopped after 120 steps and resumed; the loader begins the pass again.
 
-Weights and optimizer are restored, the place in the data is not: the next 90 batches are those that the network has
+Weights and optimizer are restored, the place in the data is not: the next 120 batches are those that the network has
 just been trained on. It remembers them, and its loss is low until they are through. The healthy twin goes on with the
 batches that are left.
 """
@@ -19,7 +19,7 @@ from whyspike.case import PLAIN, Case, Loop, Vary
 from whyspike.cases._text import NextWord, next_words
 from whyspike.record import Recorder
 
-STOP = 90  # steps
+STOP = 120  # steps
 PASS = 300
 Words = tuple[torch.Tensor, torch.Tensor]
 
@@ -44,11 +44,11 @@ def cross_entropy(model: nn.Module, batch: Words) -> torch.Tensor:
 
 def training(seed: int, vary: Vary, *, remembers_its_place: bool) -> Loop:
     torch.manual_seed(seed)
-    size = vary.of(32, vary.batch_size)
+    size = vary.of(96, vary.batch_size)
     data = next_words(size * vary.of(PASS, vary.n), seed)
     stop = vary.of(STOP, vary.n)
     model = NextWord(vary.of(32, vary.width))
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01 * vary.lr)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02 * vary.lr)
 
     def batches(first: int) -> DataLoader[Words]:
         return DataLoader(data, batch_sampler=ShuffledBatches(len(data), size, seed, first))
@@ -83,7 +83,7 @@ def healthy(seed: int = 0, vary: Vary = PLAIN) -> Loop:
 
 
 CASE = Case(
-    words="one pass over a text, stopped and resumed after 90 steps; the loader begins the pass again",
+    words="one pass over a text, stopped and resumed after 120 steps; the loader begins the pass again",
     cause="resume-data-replay",
     sick=sick,
     healthy=healthy,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from whyspike.sampling import Restart
     from whyspike.seams import Intervention
 
-LATE = 2  # steps between what happens to the data and the step at which a detector sees the level move
+EARLY, LATE = 2, 16  # steps: a new level is told from 16 of them, and its edge may lie in the noise (detect.py)
 MOST_CUTS = 0.5  # of all passes: a loop that leaves most of them early means to
 
 
@@ -159,7 +159,7 @@ def _end(seen: Observation, restart: Restart) -> int:
 def _touches(seen: Observation, event: Event, restart: Restart) -> bool:
     """Whether an event begins where samples begin to be drawn again, or where they no longer are."""
     row = int(np.searchsorted(seen.run.step, event.step))
-    return any(abs(row - edge) <= LATE for edge in (restart.row, _end(seen, restart)))
+    return any(-EARLY <= row - edge < LATE for edge in (restart.row, _end(seen, restart)))
 
 
 def _others(seen: Observation, *, flip: bool) -> Callable[[int], np.ndarray | None]:
