@@ -40,8 +40,9 @@ class Workers:
 def workers(run: Run, *, seed: int = 0) -> Workers | None:
     """Compare the workers of a run's loader.
 
-    The null rotates the rounds of each epoch on their own: their losses stay, and what they have to do with a worker's
-    number goes.
+    The null rotates the rounds of each epoch on their own, or those of each place in the epoch: their losses stay, and
+    what they have to do with a worker's number goes. The larger p of the two counts, because a pattern that repeats in
+    every epoch (a fixed order) makes the epochs alike, and a lasting trend the places.
 
     Returns:
         None with fewer than two workers, with several batches per step, or with too few rounds to tell.
@@ -51,23 +52,28 @@ def workers(run: Run, *, seed: int = 0) -> Workers | None:
         return None
     if isinstance(accumulate, int) and accumulate > 1:
         return None  # a step has batches of several workers
-    rounds, epochs = _rounds(run, n)
+    rounds, epochs, places = _rounds(run, n)
     if len(rounds) < MIN_CYCLES:
         return None
-    observed = _levels(rounds)
     rng = np.random.default_rng(seed)
-    kinds, which = np.unique(epochs, return_inverse=True)
-    highest = np.empty(N_NULL)
-    for k in range(N_NULL):
+    p = max(_rotation_p(rounds, groups, rng) for groups in (epochs, places))
+    return Workers(n=n, of_row=run.index % n, levels=_levels(rounds), p_value=p)
+
+
+def _rotation_p(rounds: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> float:
+    """How often one worker stands out as far when the rounds of each group are rotated together, at random."""
+    n, line = rounds.shape[1], np.abs(_levels(rounds)).max() - 1e-12
+    kinds, which = np.unique(groups, return_inverse=True)
+    above = 0
+    for _ in range(N_NULL):
         turn = rng.integers(0, n, len(kinds))[which]
         turned = np.take_along_axis(rounds, (np.arange(n) + turn[:, None]) % n, axis=1)
-        highest[k] = np.abs(_levels(turned)).max()
-    p = (1 + int(np.count_nonzero(highest >= np.abs(observed).max() - 1e-12))) / (N_NULL + 1)
-    return Workers(n=n, of_row=run.index % n, levels=observed, p_value=p)
+        above += int(np.abs(_levels(turned)).max() >= line)
+    return (1 + above) / (N_NULL + 1)
 
 
-def _rounds(run: Run, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Log losses in rounds of n batches that begin with worker 0, float64 [rounds, n], and the epoch of each."""
+def _rounds(run: Run, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Log losses in rounds of n batches that begin with worker 0, float64 [rounds, n]; their epochs and their places."""
     assert run.index is not None
     assert run.epoch is not None
     starts = np.flatnonzero(run.index % n == 0)
@@ -76,7 +82,7 @@ def _rounds(run: Run, n: int) -> tuple[np.ndarray, np.ndarray]:
     whole = (run.epoch[rows] == run.epoch[starts][:, None]).all(axis=1)
     usable = whole & np.isfinite(run.loss[rows]).all(axis=1) & (run.loss[rows] > 0).all(axis=1)
     rows = rows[usable]
-    return np.log(run.loss[rows]), run.epoch[starts[usable]]
+    return np.log(run.loss[rows]), run.epoch[starts[usable]], run.index[starts[usable]]
 
 
 def _levels(rounds: np.ndarray) -> np.ndarray:

@@ -49,9 +49,7 @@ class TwoTowers(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.left, self.right = (
-            nn.Sequential(nn.Linear(32, width), nn.ReLU(), nn.Linear(width, 32)) for _ in range(2)
-        )
+        self.left, self.right = (nn.Sequential(nn.Linear(32, width), nn.ReLU(), nn.Linear(width, 32)) for _ in range(2))
 
     def forward(self, left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return F.normalize(self.left(left), dim=1), F.normalize(self.right(right), dim=1)

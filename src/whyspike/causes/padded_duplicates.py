@@ -110,7 +110,11 @@ class PaddedDuplicates(Cause):
         last = seen.run.steps_per_epoch is not None and all(r.index == seen.run.steps_per_epoch - 1 for r in repeats)
         where = "The last batch of each epoch" if last else "A batch"
         compared = seen.exponent is not None and abs(seen.exponent.gamma) > CROSS_SAMPLE
-        why = "and your loss takes the copies for wrong answers" if compared else "so that it is noisier than its size says"
+        why = (
+            "and your loss takes the copies for wrong answers"
+            if compared
+            else "so that it is noisier than its size says"
+        )
         return f"{where} has only {distinct} different samples, repeated until it has {size}, {why}."
 
     def cures(self, seen: Observation) -> Sequence[ScratchCure]:

@@ -169,7 +169,9 @@ def _others(seen: Observation, *, flip: bool) -> Callable[[int], np.ndarray | No
     zones = []
     for restart in _restarts(seen):
         assert found is not None
-        cut, after = (next(p for p in found.passes if p.first_row <= row < p.rows.stop) for row in (restart.row - 1, restart.row))
+        cut, after = (
+            next(p for p in found.passes if p.first_row <= row < p.rows.stop) for row in (restart.row - 1, restart.row)
+        )
         known = np.unique(cut.ids)
         zones.append((restart.row, _end(seen, restart), after.rows.stop, known, np.setdiff1d(after.ids, known)))
 
