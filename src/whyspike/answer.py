@@ -30,6 +30,9 @@ def answer(seen: Observation, verdicts: Sequence[Verdict]) -> Answer:
     top = verdicts[0] if verdicts and verdicts[0].outcome in ("confirmed", "likely") else None
     explained = {e for v in verdicts if v.outcome in ("confirmed", "likely") for e in v.events}
     open_ = [e for e in seen.events if e.id not in explained]
+    by_epoch = any(note.id == "epoch-only" for note in seen.run.notes)
+    if by_epoch and top is None and not open_:
+        return Answer(status="cannot-say", cause=None, harm=None, sentence=_by_epoch(seen))
     if len(seen.run) < LEAST_STEPS and not (top and top.silent):
         return Answer(
             status="cannot-say",
@@ -53,14 +56,23 @@ def answer(seen: Observation, verdicts: Sequence[Verdict]) -> Answer:
 
 def _healthy(seen: Observation) -> str:
     size = f" in mini-batches of {seen.run.batch_size} samples" if seen.run.batch_size else ""
-    steps = f"{len(seen.run)} steps{size}"
-    said = f"Nothing is wrong: over {steps}, the loss shows no spike, dip or shift beyond its own noise."
+    every = seen.run.facts.get("logged_every")
+    thinned = isinstance(every, int) and int(seen.run.step[-1] - seen.run.step[0]) >= 2 * len(seen.run)
+    steps = f"{len(seen.run):,} logged values" if thinned else f"{len(seen.run)} steps"
+    said = f"Nothing is wrong: over {steps}{size}, the loss shows no spike, dip or shift beyond its own noise."
     if seen.exponent is not None and abs(seen.exponent.alpha) > EXACT:
         said += (
             f" But it depends on the batch size (exponent {seen.exponent.alpha:+.2f}, 0 for a mean), and so does the "
             "right learning rate."
         )
     return said
+
+
+def _by_epoch(seen: Observation) -> str:
+    return (
+        f"The log has one value for each of {len(seen.run)} epochs, and no epoch stands out; what happens inside an "
+        "epoch cannot be told from it: log the loss of every step."
+    )
 
 
 def _proof(verdict: Verdict) -> str:

@@ -20,27 +20,66 @@ from whyspike.types import Diagnosis, Evidence, Harm, Outcome, RunInfo, Suspicio
 if TYPE_CHECKING:
     from whyspike.case import Case
     from whyspike.judge import Judged
+    from whyspike.logs.assemble import Asked
     from whyspike.record import Recorder
     from whyspike.replay import Subject
 
 Progress = Callable[[str, float], None]
 
 
-def diagnose(path: str | Path, *, progress: Progress | None = None) -> Diagnosis:
-    """Diagnose a recorded run. No code of the training is executed; experiments stored in the run are used.
+def diagnose(
+    path: str | Path,
+    *,
+    loss: str | None = None,
+    steps_per_epoch: float | None = None,
+    batch_size: int | None = None,
+    dataset_size: int | None = None,
+    progress: Progress | None = None,
+) -> Diagnosis:
+    """Diagnose a recorded run, or a log that another tool wrote; of several runs in it the last one.
+
+    No code of the training is executed; experiments stored in a recorded run are used.
+
+    Args:
+        path: a file or folder; "-" is standard input.
+        loss: the column of the log that holds the loss.
+        steps_per_epoch: optimizer updates in an epoch, where the log does not say.
+        batch_size: samples in an update.
+        dataset_size: samples in an epoch.
+
+    Raises:
+        UnreadableRun: the path does not hold a run that can be read.
+    """
+    from whyspike.logs.assemble import Asked
+
+    asked = Asked(loss=loss, steps_per_epoch=steps_per_epoch, batch_size=batch_size, dataset_size=dataset_size)
+    return diagnose_all(path, asked, progress=progress)[-1]
+
+
+def diagnose_all(
+    path: str | Path, asked: Asked | None = None, *, progress: Progress | None = None
+) -> tuple[Diagnosis, ...]:
+    """Diagnose every run that a file or folder holds, in its order.
 
     Raises:
         UnreadableRun: the path does not hold a run that can be read.
     """
     from whyspike import runfolder
-    from whyspike.readers import read
+    from whyspike.logs.source import Source
+    from whyspike.readers import read_all
 
-    run = read(Path(path))
-    stored = runfolder.read_diagnosis(Path(path), steps=len(run))
-    if stored is not None:
-        return replace(stored, record=run, trials=run.trials)
-    seen = observe(run, None, progress)
-    return _conclude(seen, suspect(seen), {})
+    runs = read_all(Source.stdin() if str(path) == "-" else Source(Path(path)), asked)
+    if len(runs) == 1:
+        stored = runfolder.read_diagnosis(Path(path), steps=len(runs[0]))
+        if stored is not None:
+            return (replace(stored, record=runs[0], trials=runs[0].trials),)
+    made = []
+    for number, run in enumerate(runs):
+        if progress and len(runs) > 1:
+            progress(f"run {number + 1} of {len(runs)}", number / len(runs))
+        seen = observe(run, None, progress)
+        made.append(_conclude(seen, suspect(seen), {}))
+    return tuple(made)
 
 
 def diagnose_recorder(recorder: Recorder, *, prove: bool = False, progress: Progress | None = None) -> Diagnosis:

@@ -8,7 +8,7 @@ probe set of training samples. What the user's training was before the experimen
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +21,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from whyspike import batches, capsule
+from whyspike.boundary import Boundary
 from whyspike.errors import NotReplayable
 from whyspike.frozen import frozen
 from whyspike.loader_order import fetch
@@ -283,10 +284,13 @@ class Subject:
                 is_control=record.step == window.control_step,
                 since_event=record.step - window.event_step if record.step >= window.event_step else None,
             )
-            drawn: Sequence[Any] = [batches.clone(b) for b in record.batches]
+            drawn: Iterable[Any] = record.drawn()
             if redraw is not None and record.step > window.event_step:
-                drawn = [self.draw(batches.size(b), rng) for b in drawn]
+                drawn = [self.draw(batches.size(b), rng) for b in record.batches]
+            boundary = intervention.boundary(at, record.boundary or Boundary())
+            boundary.apply(self.model, self.optimizer)
             record.prepare(self.optimizer)  # hyperparameters of the step, and the generators if the loader uses them
+            boundary.apply_rng()
             rule = StepRule(
                 accumulate=len(record.batches) if len(record.batches) > 1 else 1,
                 clip_grad_norm=record.clip,

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from whyspike.errors import UnreadableRun
+from whyspike.logs.assemble import Asked
+from whyspike.logs.source import Source
 from whyspike.runfolder import FORMAT, FRAMES, HEADER, VERSION, capsule_paths, frames, read_trials, unpack
 from whyspike.types import Mark, Note, Run, Series
 
@@ -191,3 +193,18 @@ def _steps_per_epoch(epoch: np.ndarray | None, index: np.ndarray | None, facts: 
             return Counter((index[ends] + 1).tolist()).most_common(1)[0][0]
     promised = facts.get("steps_per_epoch")
     return promised if isinstance(promised, int) else None
+
+
+class _Reader:
+    """The format among the others: a folder that holds one run."""
+
+    NAME = NAME
+
+    def sniff(self, source: Source) -> float:
+        return 1.0 if source.is_folder and sniff(source.path) else 0.0
+
+    def read(self, source: Source, asked: Asked) -> tuple[Run, ...]:
+        return (read(source.path),)
+
+
+READER = _Reader()
