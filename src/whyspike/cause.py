@@ -23,6 +23,7 @@ from whyspike.types import Attribution, Cure, Event, Evidence, Exponent, Family,
 
 if TYPE_CHECKING:
     from whyspike.excess import Measure
+    from whyspike.reread import Repeats
     from whyspike.sampling import Sampling
     from whyspike.seams import Intervention
 
@@ -69,6 +70,7 @@ class Observation:
     units: Units | None = None
     batch_null: Mapping[str, float] = field(default_factory=dict)  # event id → p of the batch-mean null
     reread: Mapping[int, float] = field(default_factory=dict)  # step → share of its samples that read the same again
+    repeats: Repeats | None = None  # of a loader that draws at random: whether its epochs are the same
     replayable: bool = False  # model, loss_fn and capsules are at hand
     missing: tuple[str, ...] = ()  # what could not be looked at, and how to supply it
 

@@ -16,7 +16,7 @@ from whyspike.cause import Cause, Observation
 from whyspike.epoch_experiment import EpochExperiment
 from whyspike.errors import NotReplayable
 from whyspike.excess import Measure, excess
-from whyspike.periods import occurrences
+from whyspike.periods import is_wave, occurrences
 from whyspike.replay import Draws, Replayed, Subject, Window
 from whyspike.seams import BASELINE, Intervention
 from whyspike.types import ArmName, Event, Suspicion, Trial
@@ -67,6 +67,8 @@ class Experiment:
         base = 1000 * len(self._pairs)
         windows: list[tuple[Event, Window]] = []
         for event in (self.seen.event(i) for i in event_ids):
+            if is_wave(event):
+                continue  # it has no step of its own: EpochExperiment replays it
             for step in occurrences(self.seen.run, event):
                 try:
                     windows.append((event, self.subject.window(int(step))))

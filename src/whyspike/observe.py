@@ -43,18 +43,21 @@ def observe(run: Run, subject: Subject | None = None, progress: Progress | None 
     missing = list(_missing(run))
     if subject is None:
         return Observation(run=run, events=_named(run, events), missing=tuple(missing))
-    from whyspike.reread import reread
+    from whyspike.reread import Repeats, repeats, reread
 
     exponent: Exponent | None = None
     attributions: dict[str, Attribution] = {}
     null: dict[str, float] = {}
     units: Units | None = None
     again: Mapping[int, float] = {}
+    repeated: Repeats | None = None
     replayable = bool(run.capsules)
     with subject.kept():
         if run.facts.get("num_workers"):
             say("reading samples of recorded batches again", 0.05)
             again = reread(subject)
+        if not again or min(again.values()) < 1.0:
+            repeated = repeats(subject)
         say("measuring the exponent of the loss in the batch size", 0.1)
         try:
             exponent = _exponent(subject)
@@ -81,6 +84,7 @@ def observe(run: Run, subject: Subject | None = None, progress: Progress | None 
         units=units,
         batch_null=null,
         reread=again,
+        repeats=repeated,
         replayable=replayable,
         missing=tuple(missing),
     )

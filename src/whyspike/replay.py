@@ -105,11 +105,12 @@ class Subject:
         rule: StepRule | None = None,
         dataset: Any = None,
         collate: Callable[[list[Any]], Any] | None = None,
+        loader: Any = None,
         seed: int = 0,
     ) -> None:
         self.run, self.model, self.optimizer, self.loss_fn = run, model, optimizer, loss_fn
         self.rule = rule or StepRule()
-        self.dataset, self.collate = dataset, collate
+        self.dataset, self.collate, self.loader = dataset, collate, loader
         self.rng = np.random.default_rng(seed)
         self._probe_s: float | None = None
         self._loaded: dict[Path, capsule.Capsule] = {}
@@ -132,6 +133,7 @@ class Subject:
             rule=StepRule(scaler=recorder.scaler),
             dataset=loader.dataset if sized else None,
             collate=loader.collate_fn if sized else None,
+            loader=loader,
         )
 
     def capsule(self, path: Path) -> capsule.Capsule:

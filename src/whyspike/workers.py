@@ -73,7 +73,7 @@ def _rotation_p(rounds: np.ndarray, groups: np.ndarray, rng: np.random.Generator
 
 
 def _rounds(run: Run, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Log losses in rounds of n batches that begin with worker 0, float64 [rounds, n]; their epochs and their places."""
+    """Log losses in rounds of n batches, worker 0 first, float64 [rounds, n]; the epochs and places of the rounds."""
     assert run.index is not None
     assert run.epoch is not None
     starts = np.flatnonzero(run.index % n == 0)

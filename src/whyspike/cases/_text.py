@@ -27,7 +27,7 @@ def words() -> torch.Tensor:
 
 
 def next_words(n: int, seed: int = 0) -> TensorDataset:
-    """n places of the text: three words (n, 3) and the one that follows (n,)."""
+    """Places of the text: three words (n, 3) and the one that follows (n,)."""
     text = words()
     draw = torch.Generator().manual_seed(seed)
     at = torch.randperm(len(text) - CONTEXT, generator=draw)[:n]

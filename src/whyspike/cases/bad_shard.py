@@ -7,6 +7,7 @@ healthy twin all classes are right.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +54,7 @@ def cross_entropy(model: nn.Module, batch: Digits) -> torch.Tensor:
     return F.cross_entropy(model(batch[0]), batch[1])
 
 
-def training(seed: int, vary: Vary, data: Dataset[Digits], *, by_shard: bool) -> Training:
+def training(seed: int, vary: Vary, data: Dataset[Any], *, by_shard: bool) -> Training:
     """Three workers and a small network, trained on batches of one shard each or on shuffled ones."""
     torch.manual_seed(seed)
     size, width = vary.of(32, vary.batch_size), vary.of(48, vary.width)
@@ -82,7 +83,7 @@ def size_of(vary: Vary) -> int:
     return min(1797, vary.of(1400, vary.n)) // SHARDS * SHARDS
 
 
-def shards(vary: Vary, bad: int | None) -> Dataset[Digits]:
+def shards(vary: Vary, bad: int | None) -> TensorDataset:
     """The digits; in the shard `bad` a digit has the class of the next one."""
     images, classes = digits(size_of(vary)).tensors
     if bad is not None:

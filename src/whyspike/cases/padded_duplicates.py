@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from whyspike.case import PLAIN, Case, Vary
 from whyspike.cases._data import digits
@@ -56,12 +56,12 @@ class TwoTowers(nn.Module):
 
 
 def info_nce(model: nn.Module, batch: Halves) -> torch.Tensor:
-    """Cross-entropy of finding the right half that belongs to a left one among those of the batch (van den Oord 2018)."""
+    """Cross-entropy of finding the right half of a left one among those of the batch (van den Oord et al. 2018)."""
     left, right = model(*batch)
     return F.cross_entropy(left @ right.T / TEMPERATURE, torch.arange(len(left)))
 
 
-def halves(n: int) -> Dataset[Halves]:
+def halves(n: int) -> TensorDataset:
     """Left and right halves (n, 32) of scikit-learn's digits."""
     images = digits(n).tensors[0].view(n, 8, 8)
     return TensorDataset(images[:, :, :4].flatten(1), images[:, :, 4:].flatten(1))

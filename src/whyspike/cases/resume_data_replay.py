@@ -50,7 +50,7 @@ def training(seed: int, vary: Vary, *, remembers_its_place: bool) -> Loop:
     model = NextWord(vary.of(32, vary.width))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02 * vary.lr)
 
-    def batches(first: int) -> DataLoader[Words]:
+    def batches(first: int) -> DataLoader[tuple[torch.Tensor, ...]]:
         return DataLoader(data, batch_sampler=ShuffledBatches(len(data), size, seed, first))
 
     def train(rec: Recorder, batch: Words) -> None:

@@ -10,11 +10,13 @@ from whyspike.form import percent
 from whyspike.types import Cure, Event, Evidence, Suspicion
 
 if TYPE_CHECKING:
+    from whyspike.interventions import Where
     from whyspike.seams import Intervention
     from whyspike.workers import Workers
 
 MOST = 0.8  # of an event's steps must be the worker's: the same share that an intervention must remove
-Where = Literal["worker", "data", "unknown"]
+Fault = Literal["worker", "data", "unknown"]
+AGAIN = "its own samples read again by the main process"
 
 
 class BadShard(Cause):
@@ -159,7 +161,7 @@ def _reread(seen: Observation, found: Workers) -> tuple[float | None, float | No
     return float(np.mean(own)) if own else None, float(np.mean(rest)) if rest else None
 
 
-def _where(seen: Observation) -> Where:
+def _where(seen: Observation) -> Fault:
     """Whether the samples of the odd worker's batches are other ones than those in the data set."""
     found = _workers(seen)
     if found is None:
@@ -186,16 +188,11 @@ def _neighbours(seen: Observation):
     return ids
 
 
-def _again(seen: Observation, draw: Draw, words: str | None = None, where: str = "event") -> Intervention:
+def _again(seen: Observation, draw: Draw, words: str = AGAIN, where: Where = "event") -> Intervention:
     from whyspike.interventions import ReadSamples
     from whyspike.sampling import ids_at
 
-    return ReadSamples(
-        draw,
-        lambda step: ids_at(seen.run, step),
-        words or "its own samples read again by the main process",
-        where,  # type: ignore[arg-type]
-    )
+    return ReadSamples(draw, lambda step: ids_at(seen.run, step), words, where)
 
 
 def _ordinal(n: int) -> str:
