@@ -8,6 +8,7 @@ bitwise the same show that its generators begin each epoch alike.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -133,19 +134,20 @@ def _of_workers(subject: Subject) -> Repeats | None:
         return None
     n, total = inner.num_workers, len(subject.dataset)
     ids = [int(i) for i in np.random.default_rng(0).permutation(total)[:SAMPLES]]
-    # The generator is a fresh one, whose state is another one in the second epoch, as a loader's always is.
-    copy: DataLoader[Any] = DataLoader(
-        inner.dataset,
-        batch_sampler=[ids] * (2 * n),
-        num_workers=n,
-        collate_fn=inner.collate_fn,
-        worker_init_fn=inner.worker_init_fn,
-        multiprocessing_context=inner.multiprocessing_context,
-        persistent_workers=inner.persistent_workers,
-        generator=torch.Generator().manual_seed(1),
-    )
     try:
-        with frozen(subject.model):
+        with frozen(subject.model), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the loader has said already what it has to say
+            # The generator is a fresh one, whose state is another one in the second epoch, as a loader's always is.
+            copy: DataLoader[Any] = DataLoader(
+                inner.dataset,
+                batch_sampler=[ids] * (2 * n),
+                num_workers=n,
+                collate_fn=inner.collate_fn,
+                worker_init_fn=inner.worker_init_fn,
+                multiprocessing_context=inner.multiprocessing_context,
+                persistent_workers=inner.persistent_workers,
+                generator=torch.Generator().manual_seed(1),
+            )
             first, second = list(copy), list(copy)
         size = len(ids)
         pairs = _shares(zip(first, second, strict=True), size)
