@@ -344,3 +344,37 @@ def test_an_update_costs_a_few_microseconds():
             detector.update(t, loss[t], n_samples=32, probe=probe[t] if t % 10 == 0 else None)
         best = min(best, (time.process_time() - start) / 20_000)
     assert best < 12e-6  # about 3 on an idle core
+
+
+# --------------------------------------------------------------------------- a dense probe
+
+
+def _state_spike(height: float, *, dense: bool) -> tuple[Event, ...]:
+    """A noisy loss that shows nothing, and a probe every 4 steps that rises once, at step 600."""
+    rng = np.random.default_rng(0)
+    detector = Detector(batch_size=32, dense=dense)
+    for step in range(1000):
+        bump = height if 600 <= step < 616 else 1.0
+        probe = bump * float(np.exp(0.03 * rng.standard_normal())) if step % 4 == 0 else None
+        detector.update(step, float(np.exp(0.5 * rng.standard_normal())), n_samples=32, probe=probe)
+    return detector.finish()
+
+
+def test_a_rise_of_a_dense_probe_alone_is_an_event() -> None:
+    (event,) = _state_spike(1.8, dense=True)
+    assert 600 <= event.step <= 604
+    assert event.last_step <= 620
+    assert event.state == pytest.approx(1.8, rel=0.1)
+
+
+def test_a_rise_below_one_and_a_half_is_none() -> None:
+    assert _state_spike(1.35, dense=True) == ()
+
+
+def test_a_lasting_rise_of_a_dense_probe_is_one_level_shift() -> None:
+    rng = np.random.default_rng(1)
+    detector = Detector(batch_size=32, dense=True)
+    for step in range(2000):
+        probe = (2.0 if step >= 600 else 1.0) * float(np.exp(0.03 * rng.standard_normal())) if step % 4 == 0 else None
+        detector.update(step, float(np.exp(0.9 * rng.standard_normal())), n_samples=32, probe=probe)
+    assert [(e.kind, 600 <= e.step <= 604) for e in detector.finish()] == [("level-shift", True)]

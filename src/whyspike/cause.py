@@ -23,6 +23,7 @@ from whyspike.types import Attribution, Cure, Event, Evidence, Exponent, Family,
 
 if TYPE_CHECKING:
     from whyspike.excess import Measure
+    from whyspike.periods import PeriodResult
     from whyspike.reread import Repeats
     from whyspike.sampling import Sampling
     from whyspike.seams import Intervention
@@ -45,6 +46,7 @@ class Setup:
     exponent: Exponent | None  # None when it could not be measured; then `exponent_reason` says why
     exponent_reason: str | None
     facts: Mapping[str, object] = field(default_factory=dict)  # optimizer name, momentum, …
+    evaluation: tuple[str, ...] | None = None  # what a call of evaluate(model) changes; None: not known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +71,7 @@ class Observation:
     exponent: Exponent | None = None
     units: Units | None = None
     batch_null: Mapping[str, float] = field(default_factory=dict)  # event id → p of the batch-mean null
+    periods: tuple[PeriodResult, ...] = ()  # tests of the periods that the run has by itself, the epoch first
     reread: Mapping[int, float] = field(default_factory=dict)  # step → share of its samples that read the same again
     repeats: Repeats | None = None  # of a loader that draws at random: whether its epochs are the same
     replayable: bool = False  # model, loss_fn and capsules are at hand
@@ -174,6 +177,13 @@ class Cause:
         training samples.
         """
         return ()
+
+    def moments(self, seen: Observation, events: Sequence[Event]) -> Sequence[int] | None:
+        """The steps that the experiment replays around; None for those at which the events begin.
+
+        Of what happens between two steps, name the later one: a replay begins before it, so that it can be left out.
+        """
+        return None
 
     def placebo(self, seen: Observation, draw: Draw) -> Intervention | None:
         """As large a change that should not matter, and why in its `words`."""

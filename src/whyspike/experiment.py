@@ -15,8 +15,8 @@ import numpy as np
 from whyspike.cause import Cause, Observation
 from whyspike.epoch_experiment import EpochExperiment
 from whyspike.errors import NotReplayable
-from whyspike.excess import Measure, excess
-from whyspike.periods import is_wave, occurrences
+from whyspike.excess import Measure, excess, jump
+from whyspike.periods import occurrences
 from whyspike.replay import Draws, Replayed, Subject, Window
 from whyspike.seams import BASELINE, Intervention
 from whyspike.types import ArmName, Event, Suspicion, Trial
@@ -56,24 +56,32 @@ class Experiment:
 
     # ------------------------------------------------------------------ which pairs
 
-    def pairs(self, event_ids: Sequence[str]) -> list[Pair]:
-        """The pairs for some events: recorded continuations of distinct events, then redrawn ones."""
-        key = tuple(event_ids)
+    def pairs(self, event_ids: Sequence[str], cause: Cause | None = None) -> list[Pair]:
+        """The pairs for some events: recorded continuations of distinct events, then redrawn ones.
+
+        Args:
+            cause: whose moments are replayed in place of the events' own steps, where it names some.
+        """
+        events = [self.seen.event(i) for i in event_ids]
+        moments = cause.moments(self.seen, events) if cause is not None else None
+        key = (*event_ids, *(f"at {step}" for step in moments or ()))
         if key not in self._pairs:
-            self._pairs[key] = list(self._make_pairs(key))
+            self._pairs[key] = list(self._make_pairs(events, moments))
         return self._pairs[key]
 
-    def _make_pairs(self, event_ids: Sequence[str]) -> Iterator[Pair]:
+    def _make_pairs(self, events: Sequence[Event], moments: Sequence[int] | None) -> Iterator[Pair]:
         base = 1000 * len(self._pairs)
         windows: list[tuple[Event, Window]] = []
-        for event in (self.seen.event(i) for i in event_ids):
-            if is_wave(event):
-                continue  # it has no step of its own: EpochExperiment replays it
-            for step in occurrences(self.seen.run, event):
-                try:
-                    windows.append((event, self.subject.window(int(step))))
-                except NotReplayable:
-                    continue
+        steps = [(event, int(step)) for event in events for step in occurrences(self.seen.run, event)]
+        if moments is not None:
+            steps = [(min(steps, key=lambda at: abs(at[1] - m))[0], m) for m in moments] if steps else []
+        else:
+            steps = [(event, step) for event, step in steps if not event.is_wave]  # EpochExperiment replays those
+        for event, step in steps:
+            try:
+                windows.append((event, self.subject.window(step, before=moments is not None)))
+            except NotReplayable:
+                continue
         # Early epochs differ most from the rest: keep an even spread over the run when there are too many.
         if len(windows) > self.most:
             windows = [windows[int(k)] for k in np.linspace(0, len(windows) - 1, self.most)]
@@ -106,6 +114,9 @@ class Experiment:
         for done, event in enumerate(self.seen.events):
             if progress:
                 progress("replaying the events unchanged", done / len(self.seen.events))
+            if event.is_wave:  # it has no place to replay; the probe was folded instead
+                events.append(event)
+                continue
             factor, _ = self.state_factor((event.id,))
             late = self._steps_late((event.id,)) if factor is not None else 0
             events.append(event if factor is None else _moved(event, late, factor))
@@ -166,7 +177,7 @@ class Experiment:
             if self._epochs is None:
                 self._epochs = EpochExperiment(self.subject)
             return self._epochs.trials(cause, suspicion, self.seen, progress)
-        pairs = self.pairs(suspicion.events)
+        pairs = self.pairs(suspicion.events, cause)
         if not pairs:
             return ()
         measure = self.measure_of(cause, suspicion.events)
@@ -222,10 +233,17 @@ class Experiment:
                 length=1 if pair.event.period else pair.event.last_step - pair.event.step + 1,
                 reported_reference=reported_reference,
                 state_reference=state_reference,
+                direction=_direction(self.seen, made.event_step) if measure == "jump" else 1.0,
             ),
             reproduced=made.reproduced if recorded else None,
             noise=made.noise if recorded else None,
         )
+
+
+def _direction(seen: Observation, step: int) -> float:
+    """-1.0 where the recorded loss falls at a step, else 1.0."""
+    row = int(np.searchsorted(seen.run.step, step))
+    return -1.0 if jump(seen.run.loss.tolist()[: row + 64], row, _reported_reference(seen, step)) < 0 else 1.0
 
 
 def _moved(event: Event, late: int, factor: float) -> Event:

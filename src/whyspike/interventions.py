@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from whyspike import batches
+from whyspike.boundary import Boundary, Part
 from whyspike.seams import EpochContext, Intervention, StepContext
 
 Where = Literal["event", "onward", "control", "partial", "always"]
@@ -32,6 +33,17 @@ def _acts(where: Where, at: StepContext) -> bool:
     if where == "partial":
         return at.n_samples < at.batch_size
     return True
+
+
+class LeaveOut(Intervention):
+    """Leave out parts of what happens between two steps: they stay as they were before it."""
+
+    def __init__(self, parts: Sequence[Part], words: str, where: Where = "always") -> None:
+        self.parts, self.words = tuple(parts), words
+        self.where: Where = where
+
+    def boundary(self, at: StepContext, boundary: Boundary) -> Boundary:
+        return boundary.without(*self.parts) if _acts(self.where, at) else boundary
 
 
 class RescaleLoss(Intervention):

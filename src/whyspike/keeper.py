@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -18,16 +19,19 @@ from whyspike.capsule_file import StepRecord
 from whyspike.errors import NotReplayable
 from whyspike.pins import Pins
 from whyspike.recordwriter import Step, n_samples, sample_ids
-from whyspike.ring import Ring, Slot, main_memory
+from whyspike.ring import SLOTS, Ring, Slot, main_memory
 from whyspike.runfolder import RunFolder
-from whyspike.strides import Stride
+from whyspike.strides import Stride, counts
 
 FOLLOW = 28  # steps after an event, or after the last batch of an epoch, that a capsule holds
 HORIZON = 20  # of them a replay needs at least so many (replay.HORIZON)
 LEAD = 4  # a snapshot is taken so many steps before the last one of an epoch: an experiment wants ordinary steps, too
+AHEAD = 24  # steps between a snapshot and the event: the rise begins up to 14 before it is seen in a probe, and 10 more
+SLOTS_CLOSELY = 5  # so many of a stride of 16 reach back to there when the detector has the news, 16 steps later
 APART = 8  # steps between two snapshots at least
 HELD_STEPS = 128  # steps whose batches are kept in memory: a snapshot every 64, the detector's delay, and FOLLOW
 HELD_BYTES = 1 << 30  # and no more than this of them, nor than a sixteenth of the machine's memory
+FORESEEN = 12  # changes between two steps after which the next one is foreseen; later ones are thinned
 DELAY = 34  # steps until a row is read at the latest
 TRUST_AFTER = 16  # batches whose version counters were all the same
 BUDGET = 0.0025  # share of the training's time for snapshots
@@ -41,6 +45,7 @@ class Keeper:
 
     Args:
         mark: notes something in the record.
+        closely: take and keep snapshots at the first stride throughout, whatever it costs.
     """
 
     def __init__(
@@ -53,8 +58,9 @@ class Keeper:
         max_bytes: int,
         store_batches: bool,
         mark: Mark,
+        closely: bool = False,
     ) -> None:
-        self.stride = Stride("snapshot", 16, BUDGET)
+        self.stride = Stride("snapshot", 16, math.inf if closely else BUDGET)
         # One step in, one step out: freeing many batches at once scatters the memory of the ones that follow, which
         # costs 4 % of a 0.5 ms step.
         self.held: deque[Step] = deque(maxlen=HELD_STEPS)
@@ -62,8 +68,10 @@ class Keeper:
         self.batch_size: int | None = None
         self.boundaries: Mapping[int, Boundary] = {}  # what happened before some steps; the recorder fills it
         self.waiting = False  # whether a pinned snapshot waits for the steps that follow it
-        self._ring = Ring(model, optimizer, scheduler, scaler, max_bytes)
-        self._pins = Pins()
+        self._ahead = AHEAD if closely else 0
+        slots = SLOTS_CLOSELY if closely else SLOTS
+        self._ring = Ring(model, optimizer, scheduler, scaler, max_bytes, n_slots=slots)
+        self._pins = Pins(closely=closely)
         self._max_bytes, self._mark = max_bytes, mark
         self._store = store_batches
         self._copy: bool | None = None  # keep copies of the batches; decided at the first one
@@ -74,6 +82,9 @@ class Keeper:
         self.fresh: Any = None
         self.next_step = 0  # before this one no snapshot is due
         self._last = self._last_boundary = -(1 << 30)
+        self._changed = -1  # the step before which something changed between two steps, the last time
+        self._foreseen = -1  # before this step a snapshot is taken, because it may change again soon after
+        self._foresights = 0
         self._until: dict[int, int] = {}  # last step that the capsule written for a snapshot holds
         self._said: set[str] = set()
 
@@ -142,6 +153,8 @@ class Keeper:
     def _next(self, step: int, index: int, last: int | None) -> int:
         """The first step from `step` on at which a snapshot may be due."""
         found = max(-(-step // self.stride.every) * self.stride.every, self._last + APART)
+        if self._foreseen >= step:
+            found = min(found, self._foreseen)
         if last is not None and index >= 0:
             boundary = step - index + last - lead(last)
             if boundary >= step:
@@ -157,6 +170,8 @@ class Keeper:
         """
         if self._before_last(index, last) and step - self._last_boundary >= max(self.stride.every, APART):
             due = step > self._last
+        elif step == self._foreseen:
+            due = True
         elif step - self._last < APART or not self.stride.due(step):
             due = False
         else:  # not right before the one of the epoch's end
@@ -191,7 +206,7 @@ class Keeper:
 
     def event(self, step: int, height: float, *, at_epoch_end: bool, fresh: bool, elapsed_s: float) -> None:
         """The detector has seen an event (or, not fresh, a new peak of the last one)."""
-        slot = self._ring.covering(step)
+        slot = self._ring.covering(step, ahead=0 if at_epoch_end else self._ahead)
         if slot is None or self._held_from() > slot.step:
             return
         reasons = self._pins.for_event(height, at_epoch_end=at_epoch_end, fresh=fresh, elapsed_s=elapsed_s)
@@ -206,6 +221,12 @@ class Keeper:
         """Something has changed before this step: keep a snapshot from before it, with some steps in between."""
         if set(change.parts) <= {"rng"}:
             return
+        interval, self._changed = step - self._changed, step
+        if interval > 3 * APART and self._changed >= 0:
+            if counts(self._foresights, FORESEEN):
+                self._foreseen = step + interval - APART
+                self.next_step = min(self.next_step, self._foreseen)
+            self._foresights += 1
         before = [s for s in self._ring.slots if self._held_from() <= s.step < step]
         early = [s for s in before if s.step <= step - APART]
         slot = max(early or before, key=lambda s: s.step, default=None)

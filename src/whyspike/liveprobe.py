@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -15,18 +17,18 @@ SEED = 20_24  # a loss function that draws noise draws the same in every probe
 
 
 class LiveProbe:
-    """The loss on one fixed batch, in eval mode, leaving no trace in the training.
+    """The mean loss on fixed batches, in eval mode, leaving no trace in the training.
 
     Args:
         loss_fn: `loss_fn(model, batch)`, the loss as logged.
-        batch: training samples; they are copied.
+        pieces: batches of training samples; they are copied.
     """
 
-    def __init__(self, model: nn.Module, loss_fn: LossFn, batch: Any) -> None:
+    def __init__(self, model: nn.Module, loss_fn: LossFn, pieces: Sequence[Any]) -> None:
         # Eval mode would make torch.compile build the whole network once more; the plain module does.
         self._model: nn.Module = getattr(model, "_orig_mod", model)
         self._loss_fn = loss_fn
-        self._batch = batches.clone(batch)
+        self._pieces = [batches.clone(piece) for piece in pieces]
 
     def __call__(self) -> float:
         """Measure.
@@ -39,6 +41,6 @@ class LiveProbe:
         torch.set_autocast_cache_enabled(False)
         try:
             with frozen(self._model, seed=SEED) as model:
-                return loss_value(model, self._loss_fn, self._batch)
+                return fmean(loss_value(model, self._loss_fn, piece) for piece in self._pieces)
         finally:
             torch.set_autocast_cache_enabled(cached)

@@ -7,6 +7,8 @@ has seen something.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -32,10 +34,17 @@ class Measures:
 
     Args:
         loss_fn: None for no probe.
+        closely: measure at the first strides throughout, whatever it costs.
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: Optimizer | None, loss_fn: LossFn | None, writer: RecordWriter
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | None,
+        loss_fn: LossFn | None,
+        writer: RecordWriter,
+        *,
+        closely: bool = False,
     ) -> None:
         self.norms = Norms(model, optimizer) if optimizer is not None else None
         self.wanted = False  # anything in this step
@@ -45,10 +54,11 @@ class Measures:
         self._model, self._optimizer, self._loss_fn, self._writer = model, optimizer, loss_fn, writer
         self._probe: LiveProbe | None = None
         self._step = 0
+        budget = math.inf if closely else BUDGET
         tensors = len(self.norms.parameters) if self.norms is not None else 0
-        self._grad_stride = Stride("gradient_norm", 8 * max(1, tensors // TABLE_TENSORS), BUDGET)
-        self._update_stride = Stride("update_norm", 16, BUDGET)
-        self._probe_stride = Stride("probe", 8, BUDGET)
+        self._grad_stride = Stride("gradient_norm", 8 * max(1, tensors // TABLE_TENSORS), budget)
+        self._update_stride = Stride("update_norm", 16, budget)
+        self._probe_stride = Stride("probe", 4 if closely else 8, budget)
         self.strides = [self._grad_stride, self._update_stride, self._probe_stride]
         self._grad = self._update = self._probing = False
         self._burst_until = -1
@@ -153,10 +163,10 @@ class Measures:
         """A value on a GPU that is read with the others."""
         self._pending.append((name, step, value.clone()))
 
-    def probe_set(self, batch: Any) -> None:
-        """The first batch of the training is the probe set."""
+    def probe_set(self, pieces: Sequence[Any]) -> None:
+        """Choose the probe set, unless there is one: the first batch of the training if nothing else was chosen."""
         if self._probe is None and self.probe_off is None and self._loss_fn is not None:
-            self._probe = LiveProbe(self._model, self._loss_fn, batch)
+            self._probe = LiveProbe(self._model, self._loss_fn, pieces)
 
     def after_step(self, step: int) -> str | None:
         """Measure the probe, if it is its turn. Returns why there is none from now on, if the user's loss_fn failed."""

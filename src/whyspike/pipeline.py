@@ -149,7 +149,12 @@ def prove(
             progress(expected, 0.0)
     training = build(source, seed)
     recorder = watch(
-        training.model, training.optimizer, loss_fn=training.loss_fn, scheduler=training.scheduler, path=path
+        training.model,
+        training.optimizer,
+        loss_fn=training.loss_fn,
+        scheduler=training.scheduler,
+        path=path,
+        closely=True,
     )
     if target is not None:
         recorder.facts["target"] = target
@@ -192,6 +197,7 @@ def take(
                     scheduler=made.scheduler,
                     scaler=made.scaler,
                     path=path,
+                    closely=True,
                 )
                 if progress:
                     progress("training", 0.0)
@@ -259,7 +265,7 @@ def _conclude(
         verdicts=verdicts,
         record=run,
         trials=tuple(t for made in trials.values() for t in made),
-        missing=seen.missing,
+        missing=(*seen.missing, *answers.not_told_apart(seen, verdicts)),
     )
 
 
@@ -291,6 +297,7 @@ def _verdict(
     reason = suspicion.reason
     evidence: tuple[Evidence, ...] = suspicion.evidence
     arms = ()
+    events = suspicion.events
     result = judged.get(cause.id)
     if result is not None:
         from whyspike.judge import evidence as trial_evidence
@@ -300,13 +307,15 @@ def _verdict(
         evidence += trial_evidence(result, corrected[cause.id])
         evidence += tuple(cause.remarks(seen, trials[cause.id]))
         arms = result.arms
+        if suspicion.alone and outcome != "confirmed":
+            outcome, events, reason = "confirmed", (), f"it is at work, but no event comes from it: {reason}"
     elif suspicion.outcome == "likely" and suspicion.identity:
         outcome = "confirmed"
     return Verdict(
         cause=cause.id,
         outcome=outcome,
-        harm=_harm(cause, suspicion, seen, trials.get(cause.id, ())),
-        events=suspicion.events,
+        harm=_harm(cause, suspicion, seen, events, trials.get(cause.id, ()) if events else ()),
+        events=events,
         evidence=evidence,
         arms=arms,
         cures=tuple(c.cure for c in cause.cures(seen)) if outcome in ("confirmed", "likely") else (),
@@ -314,7 +323,9 @@ def _verdict(
     )
 
 
-def _harm(cause: Cause, suspicion: Suspicion, seen: Observation, trials: Sequence[Trial]) -> Harm:
+def _harm(
+    cause: Cause, suspicion: Suspicion, seen: Observation, events: Sequence[str], trials: Sequence[Trial]
+) -> Harm:
     """none: expected behaviour; damaging: the network is worse by 10 % for three steps or more; else cosmetic."""
     if cause.harmless:
         return "none"
@@ -326,7 +337,7 @@ def _harm(cause: Cause, suspicion: Suspicion, seen: Observation, trials: Sequenc
             sum(s >= 1.1 * t.state_reference for s in t.state[t.event_step - t.first_step :]) for t in base
         )
         return "damaging" if lengths[len(lengths) // 2] >= 3 else "cosmetic"
-    states = [e.state for e in seen.events if e.id in suspicion.events and e.state is not None]
+    states = [e.state for e in seen.events if e.id in events and e.state is not None]
     return "damaging" if any(s >= 1.1 for s in states) else "cosmetic"
 
 

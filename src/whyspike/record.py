@@ -27,7 +27,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from whyspike import batches, clipwatch
+from whyspike import batches, clipwatch, probeset
 from whyspike.boundarywatch import BoundaryWatch
 from whyspike.errors import BadTraining
 from whyspike.frozen import rng_state
@@ -41,6 +41,7 @@ from whyspike.rngnotes import RngNotes
 from whyspike.runfolder import LOG, RunFolder
 from whyspike.runheader import header
 from whyspike.seams import LossFn
+from whyspike.signals import MEASURED, OWN
 from whyspike.strides import counts
 
 if TYPE_CHECKING:
@@ -55,7 +56,6 @@ ALARM = 1.3  # a loss this much above the recent ones is looked at without waiti
 EVENT_APART = 30  # steps between two events at least; nearer ones are one (detect.MERGE_STEPS)
 MOST_MICRO = 256  # micro-batches of one step that are kept; more means that rec.step() is not called
 NAN = float("nan")
-RESERVED = frozenset({"probe", "gradient_norm", "update_norm", "weight_norm", "clip_norm", "clip_max_norm", "loss"})
 
 
 def watch(
@@ -69,6 +69,7 @@ def watch(
     name: str | None = None,
     store_batches: bool = True,
     max_bytes: int = 1 << 30,
+    closely: bool = False,
 ) -> Recorder:
     """Record a training.
 
@@ -85,6 +86,9 @@ def watch(
         name: the class name of the model when not given.
         store_batches: whether snapshots hold the batches that follow them.
         max_bytes: the run folder does not grow beyond this.
+        closely: for an experiment, where what recording costs does not matter: signals and snapshots at fixed strides,
+            and a probe of more samples, so that what happens in the network is seen whether the plot shows it or not.
+            Samples are drawn from the dataset once more for it.
     """
     return Recorder(
         model,
@@ -96,6 +100,7 @@ def watch(
         name=name,
         store_batches=store_batches,
         max_bytes=max_bytes,
+        closely=closely,
     )
 
 
@@ -114,6 +119,7 @@ class Recorder:
         name: str | None = None,
         store_batches: bool = True,
         max_bytes: int = 1 << 30,
+        closely: bool = False,
     ) -> None:
         self.model, self.optimizer, self.loss_fn = model, optimizer, loss_fn
         self.scheduler, self.scaler = scheduler, scaler
@@ -123,7 +129,7 @@ class Recorder:
         self._closed = False
         self._wanted_path = None if path is None else Path(path)
         self._name = name or type(model).__name__
-        self._store_batches, self._max_bytes = store_batches, max_bytes
+        self._store_batches, self._max_bytes, self._closely = store_batches, max_bytes, closely
         self._warned: set[str] = set()
         self._folder: RunFolder | None = None
         self._undo: list[Any] = []
@@ -139,6 +145,7 @@ class Recorder:
         self._keeper: Keeper | None = None
         self._between: BoundaryWatch | None = None  # what happens between the steps
         self._detector: Any = None
+        self._dense = False
         # the step that is being built
         self._step = 0
         self._draws: list[Draw] = []
@@ -193,7 +200,8 @@ class Recorder:
             )
         # A forward pass that not every process makes may hang all of them.
         loss_fn = self.loss_fn if is_module and not _several_processes() else None
-        self._measures = Measures(self.model, self.optimizer if is_module and trains else None, loss_fn, self._writer)
+        optimizer = self.optimizer if is_module and trains else None
+        self._measures = Measures(self.model, optimizer, loss_fn, self._writer, closely=self._closely)
         if is_module and trains:
             self._keeper = Keeper(
                 self.model,
@@ -203,6 +211,7 @@ class Recorder:
                 max_bytes=self._max_bytes,
                 store_batches=self._store_batches,
                 mark=self._writer.mark,
+                closely=self._closely,
             )
             self._between = BoundaryWatch(
                 self.model,
@@ -290,7 +299,7 @@ class Recorder:
                         f"rec.log({name}=…) was given {describe(value)}; it keeps numbers: rec.log({name}=float(…))"
                     )
                     continue
-                self._writer.point(f"log/{name}" if name in RESERVED else name, step, found)
+                self._writer.point(OWN + name if name in MEASURED else name, step, found)
         except Exception as error:
             self._fail(error)
 
@@ -376,6 +385,8 @@ class Recorder:
             self.facts |= loader_facts(loader)
             size = self.facts.get("batch_size")
             self._set_nominal(size if isinstance(size, int) else -1)
+            if self._closely:
+                self._choose_probe(loader)
         self._context = (self._passes, self._step, *self._context[2:])
         self._passes += 1
         self._draws = []
@@ -386,6 +397,15 @@ class Recorder:
             self._keeper.epoch_begins(self._step, self._last_index())
         if self._between is not None:
             self._between.epoch_begins()
+
+    def _choose_probe(self, loader: Any) -> None:
+        """A probe set of more samples than a batch has, where the loader has a dataset to draw them from."""
+        pieces = probeset.of(loader, self.model)
+        if pieces:
+            self._measures.probe_set(pieces)
+            samples = sum(map(_size, pieces))
+            self._dense = samples >= probeset.DENSE
+            self.facts |= {"dense_probe": self._dense, "probe_samples": samples}
 
     def _epoch_ends(self, finished: bool) -> None:
         epoch, steps = self._context[0], self._step - self._context[1]
@@ -437,7 +457,7 @@ class Recorder:
                     self._rng.look_again(step, step // keeper.stride.every)
             self._next_snapshot = keeper.next_step
             self._attention = min(self._attention, self._next_snapshot)
-        self._measures.probe_set(batch)
+        self._measures.probe_set([batch])
         self._look = self._rng.draws or self._rng.compare or self._fresh is None or type(ids) is not array
 
     def _last_index(self) -> int | None:
@@ -491,6 +511,8 @@ class Recorder:
                 found = self._between.before_update(self._step, len(self._draws))
                 if found is not None and self._keeper is not None:
                     self._keeper.boundary(self._step, found, monotonic() - self._begun)
+                    self._next_snapshot = self._keeper.next_step
+                    self._attention = min(self._attention, self._next_snapshot)
             if self._measures.wanted:
                 self._measures.before_update(self._step)
         except Exception as error:
@@ -592,7 +614,7 @@ class Recorder:
         if self._detector is None:
             from whyspike.detect import Detector
 
-            self._detector = Detector(batch_size=self._nominal if self._nominal >= 0 else None)
+            self._detector = Detector(batch_size=self._nominal if self._nominal >= 0 else None, dense=self._dense)
         update, probes = self._detector.update, self._measures.probes
         for step, (loss, draws, context, _) in enumerate(steps, first):
             n = draws[0][3] if len(draws) == 1 else n_samples(draws)

@@ -20,9 +20,10 @@ import numpy as np
 from torch import nn
 from torch.optim import Optimizer
 
-from whyspike import batches, capsule
+from whyspike import batches, capsule, probeset
 from whyspike.boundary import Boundary
 from whyspike.errors import NotReplayable
+from whyspike.excess import JUMP_STEPS
 from whyspike.frozen import frozen
 from whyspike.loader_order import fetch
 from whyspike.seams import BASELINE, Intervention, LossFn, StepContext, StepRule, training_step
@@ -31,7 +32,6 @@ from whyspike.types import Run
 if TYPE_CHECKING:
     from whyspike.record import Recorder
 
-PROBE_SAMPLES = 256  # as the probe of experiment X5; its noise is common to all arms
 HORIZON = 20  # steps after the event; 90 % of a momentum of .9 is spent after 21 (causes.md C6: ln .1 / ln .9)
 
 
@@ -186,11 +186,12 @@ class Subject:
     @cached_property
     def probe_batches(self) -> list[Any]:
         """The probe set: fixed training samples, in pieces of at most the batch size."""
-        rng = np.random.default_rng(20_24)  # the same probe for every experiment of a run
-        total = len(self.dataset) if self.dataset is not None else batches.size(self._pool)
-        n = min(PROBE_SAMPLES, total)
-        piece = max(1, min(self.batch_size, n))
-        return [self.draw(piece, rng) for _ in range(max(1, n // piece))]
+        if self.dataset is None or self.collate is None:
+            size = batches.size(self._pool)
+            return probeset.pieces(size, self.batch_size, lambda rows: batches.take(self._pool, rows, size))
+        dataset, collate = self.dataset, self.collate
+        with frozen(self.model):
+            return probeset.pieces(len(dataset), self.batch_size, lambda rows: fetch(dataset, collate, rows))
 
     def probe(self) -> float:
         """The mean loss on the probe set, in eval mode; nothing of the training changes."""
@@ -208,20 +209,24 @@ class Subject:
 
     # ------------------------------------------------------------------ windows and replays
 
-    def window(self, event_step: int) -> Window:
-        """The window of the newest capsule before a step.
+    def window(self, event_step: int, *, before: bool = False) -> Window:
+        """The window of the newest capsule from which a step can be replayed.
+
+        Args:
+            before: with what happens right before the step: the capsule is of an earlier step.
 
         Raises:
             NotReplayable: no capsule with stored batches covers the step.
         """
-        best = None
+        found: dict[int, Path] = {}
         for path in self.run.capsules:
-            steps = self.capsule(path).steps
-            held = [s.step for s in steps if s.batches]
-            if held and held[0] <= event_step <= held[-1]:
-                best = path if best is None or self.capsule(path).step > self.capsule(best).step else best
-        if best is None:
+            held = [s.step for s in self.capsule(path).steps if s.batches]
+            if held and held[0] + before <= event_step <= held[-1]:
+                found[held[0]] = path
+        if not found:
             raise NotReplayable(f"no capsule covers step {event_step}")
+        early = [step for step in found if step + JUMP_STEPS <= event_step] if before else []
+        best = found[max(early or found)]
         full = [s.step for s in self.capsule(best).steps if s.step < event_step and s.n_samples == self.batch_size]
         return Window(best, event_step, full[-1] if full else None)
 

@@ -40,16 +40,24 @@ class Ring:
 
     Args:
         max_bytes: no snapshot is taken of a state larger than this.
+        n_slots: how many are kept, where there is room.
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: Optimizer | None, scheduler: Any, scaler: Any, max_bytes: int
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | None,
+        scheduler: Any,
+        scaler: Any,
+        max_bytes: int,
+        *,
+        n_slots: int = SLOTS,
     ) -> None:
         self._view = StateView(model, optimizer, scheduler, scaler)
         self._max_bytes = max_bytes
         self._host: bool | None = None  # copy to main memory; decided at the first snapshot
         self.slots: list[Slot] = []
-        self.n_slots = SLOTS
+        self.n_slots = n_slots
         self.refused: str | None = None  # why no snapshot is taken
 
     def adopt(self, optimizer: Optimizer) -> None:
@@ -89,15 +97,16 @@ class Ring:
             self.refused = f"the complete state takes {size:,} bytes, more than max_bytes={self._max_bytes:,}"
             return
         on_gpu = next((t.device for t in live.tensors.values() if t.device.type == "cuda"), None)
-        self._host = on_gpu is not None and size * SLOTS > GPU_SHARE * torch.cuda.mem_get_info(on_gpu)[0]
+        self._host = on_gpu is not None and size * self.n_slots > GPU_SHARE * torch.cuda.mem_get_info(on_gpu)[0]
         if on_gpu is None or self._host:
-            self.n_slots = min(SLOTS, int(MEMORY_SHARE * main_memory() / max(1, size)))
+            self.n_slots = min(self.n_slots, int(MEMORY_SHARE * main_memory() / max(1, size)))
             if self.n_slots < 1:
                 self.refused = f"the complete state takes {size:,} bytes, too much of this machine's memory"
 
-    def covering(self, step: int) -> Slot | None:
-        """The newest snapshot at or before a step."""
-        return max((s for s in self.slots if s.step <= step), key=lambda s: s.step, default=None)
+    def covering(self, step: int, *, ahead: int = 0) -> Slot | None:
+        """The newest snapshot at or before a step; one from `ahead` steps earlier, where there is one."""
+        early = [s for s in self.slots if s.step <= step - ahead]
+        return max(early or [s for s in self.slots if s.step <= step], key=lambda s: s.step, default=None)
 
     def pinned(self) -> list[Slot]:
         return [s for s in self.slots if s.pinned_until is not None]

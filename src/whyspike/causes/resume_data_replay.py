@@ -46,7 +46,7 @@ class ResumeDataReplay(Cause):
     aliases = ("data-cursor", "resume-loader")
     needs = ("sample_ids",)
     rank = 14
-    measure = "deviation"
+    measure = "jump"
     title = "after the resume, the loader began the epoch again"
 
     def signature(self, seen: Observation) -> Suspicion | None:
@@ -83,6 +83,12 @@ class ResumeDataReplay(Cause):
 
         words = "samples in their place that the epoch had not drawn yet (after them, such as it had)"
         return [ReadSamples(draw, _others(seen, flip=True), words, "onward")]
+
+    def moments(self, seen: Observation, events: Sequence[Event]) -> Sequence[int]:
+        """Where samples begin to be drawn again, and where they no longer are."""
+        steps = seen.run.step
+        edges = [row for r in _restarts(seen) for row in (r.row, _end(seen, r))]
+        return [int(steps[row]) for row in edges if row < len(steps)]
 
     def placebo(self, seen: Observation, draw: Draw) -> Intervention | None:
         from whyspike.interventions import ReadSamples
