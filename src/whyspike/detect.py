@@ -180,7 +180,7 @@ class Detector:
         losses: Sequence[float],
         n_samples: Sequence[int | None] | None,
         probes: Mapping[int, float] | None,
-        at: int,
+        begin: int,
     ) -> tuple[int, bool]:
         """Take in steps as long as they are ordinary: the way through `_see_loss` that nearly all of them go.
 
@@ -189,13 +189,14 @@ class Detector:
         """
         channel = self._loss
         if self._open is not None or self._dip is not None or channel.unit or not channel.ordered:
-            return at, False
+            return begin, False
         recent, ordered, raw, width = channel.recent, channel.ordered, channel.raw, channel.width
         noise, ordered_noise, memory = channel.noise, channel.ordered_noise, channel.lines.memory
         latest, nominal, n, learned = self._latest, self._batch_size, self._n, channel.n
         high, low, down = channel.high, channel.low, channel.down
         size, full = len(ordered), len(ordered) == width
-        for at in range(at, len(losses)):
+        at = begin
+        for at in range(begin, len(losses)):
             loss = losses[at]
             if not 0.0 < loss < inf or (n_samples is not None and n_samples[at] not in (nominal, None)):
                 break
