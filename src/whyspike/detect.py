@@ -494,7 +494,7 @@ class Detector:
         elif residual > 0.25 * lowest:
             self._start("dip", onset, lowest, bottom)
             assert self._open is not None
-            self._open.last_step = last
+            self._open.last_step = max(last, self._open.step)
             self._dip = None
             return True
         if full and step > onset + MERGE_STEPS:
