@@ -251,7 +251,7 @@ def detector(epochs: int = 2) -> bool:
     same, others = [], []
     for b in sizes:
         # The learning rate of the honest loss: training stays stable and the network is that of an ordinary run.
-        t = training(twice=False, n=1024 + b, epochs=epochs)
+        t = training(twice=False, left=b, epochs=epochs)
         exact, typical = [], []
         for _ in range(epochs):
             full: list[float] = []

@@ -26,7 +26,7 @@ OUT = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "first_quest
 
 def exponent_table() -> list[str]:
     """Reported over honest loss of a last batch of b samples, over that of a full batch; expected (b/B)**-1."""
-    made = training(twice=True, n=1026)
+    made = training(twice=True)
     data = scenes(1026)
     rng = np.random.default_rng(0)
     rows, xs, ys = ["| last batch b | B/b | measured |", "|---|---|---|"], [], []

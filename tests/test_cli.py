@@ -41,7 +41,7 @@ def test_a_command_has_at_most_eight_options_each_explained(name, capsys):
     text = capsys.readouterr().out
     assert text.startswith(f"Usage: whyspike {name}")
     for option in options:
-        assert f"--{option.name}" in text
+        assert f"--{option.name.replace('_', '-')}" in text
         assert f"{option.name}: " in (function.__doc__ or "")
 
 

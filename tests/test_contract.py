@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from whyspike.case import Case, cases
+from whyspike.case import PLAIN, Case, Log, cases
 from whyspike.cause import Cause, Observation, Setup, catalogue, suspect
 from whyspike.testing import bare_observation, check_case, check_cause, check_placebo, check_preflight
+from whyspike.training import Training
 from whyspike.types import Cure, Event, Evidence, Exponent, Finding, Note
 
 HELD_OUT = 100
@@ -187,15 +190,28 @@ def test_a_case_that_is_declared_wrongly_is_told_so():
     assert "confirmed in the twin: sum-reduction" in said
 
 
-@pytest.mark.parametrize("name", sorted(cases()))
-def test_a_case_is_the_same_for_the_same_seed_and_another_for_another(name):
+def first_losses(name: str, seed: int, folder: Path) -> list[float]:
+    """The first losses of a case; of a loop and of a log as they are recorded."""
     import torch
 
-    def losses(seed: int) -> list[float]:
-        made = cases()[name].sick(seed)
+    import whyspike
+    from whyspike.readers import read
+
+    made = cases()[name].sick(seed, PLAIN)
+    if isinstance(made, Training):
         batches = [b for b, _ in zip(made.loader, range(2), strict=False)]
         with torch.no_grad():
             return [float(made.loss_fn(made.model, b)) for b in batches]
+    if isinstance(made, Log):
+        folder.mkdir()
+        return read(made.write(folder)).loss[:64].tolist()
+    with whyspike.watch(made.model, made.optimizer, path=folder) as rec:
+        made.body(rec)
+    return read(folder).loss[:64].tolist()
 
-    assert losses(3) == losses(3)
-    assert losses(3) != losses(4)
+
+@pytest.mark.parametrize("name", sorted(cases()))
+def test_a_case_is_the_same_for_the_same_seed_and_another_for_another(name, tmp_path):
+    losses = [first_losses(name, seed, tmp_path / str(k)) for k, seed in enumerate((3, 3, 4))]
+    assert losses[0] == losses[1]
+    assert losses[0] != losses[2]

@@ -88,7 +88,7 @@ def test_a_killed_run_is_readable_up_to_the_last_second(tmp_path: Path) -> None:
     assert run.n_samples.tolist() == [4] * len(run)
     for path in run.capsules:  # all or nothing
         assert load(path).steps
-    assert not [m for m in run.facts["marks"] if m["name"] == "closed"]
+    assert not [m for m in run.marks if m.name == "closed"]
 
 
 @pytest.mark.parametrize("limit", [9_000, 40_000])
@@ -161,15 +161,15 @@ def test_an_exception_in_the_training_is_marked(tmp_path: Path) -> None:
         fails()
     run = read(tmp_path / "run")
     assert len(run) == 16
-    assert [m["data"] for m in run.facts["marks"] if m["name"] == "closed"] == [{"reason": "ZeroDivisionError"}]
+    assert [m.data for m in run.marks if m.name == "closed"] == [{"reason": "ZeroDivisionError"}]
 
 
 def test_an_end_without_exception_is_marked_too(tmp_path: Path) -> None:
     model, optimizer, loader = setup()
     with whyspike.watch(model, optimizer, path=tmp_path / "run") as rec:
         one_epoch(rec, model, optimizer, loader)
-    marks = read(tmp_path / "run").facts["marks"]
-    assert [m["data"] for m in marks if m["name"] == "closed"] == [{"reason": "end"}]
+    marks = read(tmp_path / "run").marks
+    assert [m.data for m in marks if m.name == "closed"] == [{"reason": "end"}]
 
 
 @pytest.mark.parametrize("max_bytes", [20_000, 60_000, 150_000])

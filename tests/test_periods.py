@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from whyspike.detect import detect
-from whyspike.periods import fold, named_period, occurrences, periodic_events
+from whyspike.folding import fold
+from whyspike.periods import named_period, occurrences, periodic_events
 from whyspike.types import Run, Series
 
 

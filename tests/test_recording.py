@@ -281,9 +281,9 @@ def test_logged_numbers_are_signals(recorded: tuple[Run, dict[str, list[Any]]]) 
 
 def test_evaluations_are_marked_and_not_counted(recorded: tuple[Run, dict[str, list[Any]]]) -> None:
     run, _ = recorded
-    marks: Any = run.facts["marks"]
-    assert [m["step"] for m in marks if m["name"] == "evaluation"] == [7 * e for e in range(1, 31)]
-    assert [m["data"]["steps"] for m in marks if m["name"] == "epoch"] == [7] * 30
+    marks = run.marks
+    assert [m.step for m in marks if m.name == "evaluation"] == [7 * e for e in range(1, 31)]
+    assert [m.data["steps"] for m in marks if m.name == "epoch"] == [7] * 30
     assert run.n_samples is not None
     assert set(run.n_samples.tolist()) == {8, 2}
 
@@ -334,8 +334,8 @@ def test_accumulated_batches_are_one_step(accumulate: int, tmp_path: Path) -> No
     assert run.epoch.tolist() == epochs
     assert run.index is not None
     assert run.index.tolist() == indices
-    marks: Any = run.facts["marks"]
-    left = [m["data"]["left_over"] for m in marks if m["name"] == "epoch-cut"]
+    marks = run.marks
+    left = [m.data["left_over"] for m in marks if m.name == "epoch-cut"]
     assert left == ([2] * 4 if accumulate == 3 else [])
 
 
@@ -414,8 +414,8 @@ def test_clipping_by_value_and_of_another_network(tmp_path: Path) -> None:
             optimizer.step()
             rec.step(1.0)
     run = read(tmp_path / "run")
-    marks: Any = run.facts["marks"]
-    assert [m["data"] for m in marks if m["name"] == "clip-value"] == [{"clip_value": 0.3}]
+    marks = run.marks
+    assert [m.data for m in marks if m.name == "clip-value"] == [{"clip_value": 0.3}]
     assert run.signals["clip_max_norm"].step.tolist() == [4]
     assert run.signals["clip_max_norm"].value.tolist() == [5.0]
 

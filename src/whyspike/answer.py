@@ -15,12 +15,25 @@ EXACT = 0.05  # an exponent further from 0 is no mean (benchmarks/exponent.py: e
 LEAST_STEPS = 32  # fewer steps than that show neither a level nor a spike above it
 
 
+def precedence(verdict: Verdict, rank: int) -> tuple[int, int, int]:
+    """What verdicts are sorted by, the answer first.
+
+    The surer comes first; then what needs doing before what does not, and what an event shows before what none does;
+    then roots before what they set off.
+    """
+    place = 2 if verdict.harm == "none" else int(verdict.silent)
+    return ORDER[verdict.outcome], place, rank
+
+
 def answer(seen: Observation, verdicts: Sequence[Verdict]) -> Answer:
     """The answer to "why does my training loss spike?", from verdicts that are sorted."""
     top = verdicts[0] if verdicts and verdicts[0].outcome in ("confirmed", "likely") else None
     explained = {e for v in verdicts if v.outcome in ("confirmed", "likely") for e in v.events}
     open_ = [e for e in seen.events if e.id not in explained]
-    if len(seen.run) < LEAST_STEPS:
+    by_epoch = any(note.id == "epoch-only" for note in seen.run.notes)
+    if by_epoch and top is None and not open_:
+        return Answer(status="cannot-say", cause=None, harm=None, sentence=_by_epoch(seen))
+    if len(seen.run) < LEAST_STEPS and not (top and top.silent):
         return Answer(
             status="cannot-say",
             cause=None,
@@ -35,7 +48,7 @@ def answer(seen: Observation, verdicts: Sequence[Verdict]) -> Answer:
         events = [e for e in seen.events if e.id in top.events]
         parts = [cause.sentence(seen, events), _harm(top, events), _proof(top)]
         if open_:
-            parts.append(f"{_count(len(open_), 'other event')} not explained by it.")
+            parts.append(f"{_count(len(open_), 'event' if top.silent else 'other event')} not explained by it.")
         status = "healthy" if top.harm == "none" and not open_ else "explained"
         return Answer(status=status, cause=top.cause, harm=top.harm, sentence=" ".join(p for p in parts if p))
     return Answer(status="unexplained", cause=None, harm=None, sentence=_unexplained(seen, open_, verdicts))
@@ -43,14 +56,23 @@ def answer(seen: Observation, verdicts: Sequence[Verdict]) -> Answer:
 
 def _healthy(seen: Observation) -> str:
     size = f" in mini-batches of {seen.run.batch_size} samples" if seen.run.batch_size else ""
-    steps = f"{len(seen.run)} steps{size}"
-    said = f"Nothing is wrong: over {steps}, the loss shows no spike, dip or shift beyond its own noise."
+    every = seen.run.facts.get("logged_every")
+    thinned = isinstance(every, int) and int(seen.run.step[-1] - seen.run.step[0]) >= 2 * len(seen.run)
+    steps = f"{len(seen.run):,} logged values" if thinned else f"{len(seen.run)} steps"
+    said = f"Nothing is wrong: over {steps}{size}, the loss shows no spike, dip or shift beyond its own noise."
     if seen.exponent is not None and abs(seen.exponent.alpha) > EXACT:
         said += (
             f" But it depends on the batch size (exponent {seen.exponent.alpha:+.2f}, 0 for a mean), and so does the "
             "right learning rate."
         )
     return said
+
+
+def _by_epoch(seen: Observation) -> str:
+    return (
+        f"The log has one value for each of {len(seen.run)} epochs, and no epoch stands out; what happens inside an "
+        "epoch cannot be told from it: log the loss of every step."
+    )
 
 
 def _proof(verdict: Verdict) -> str:
@@ -70,6 +92,8 @@ def _harm(verdict: Verdict, events: Sequence[Event]) -> str:
     if verdict.harm == "damaging":
         worst = f": the loss on fixed samples rises to {max(states):.2g} times its level" if states else ""
         return f"It damages the network{worst}."
+    if verdict.silent:
+        return "No event of this loss shows it."
     return "Only the plotted number moves; the network does not."
 
 

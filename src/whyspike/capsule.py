@@ -36,7 +36,7 @@ from whyspike.capsule_file import (
 from whyspike.errors import NotReplayable
 from whyspike.frozen import restore_rng, rng_state
 
-__all__ = ["Capsule", "StepRecord", "capture", "live_state", "load", "restore", "save"]
+__all__ = ["Capsule", "StepRecord", "capture", "live_state", "load", "restore", "restore_optimizer", "save"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ def live_state(
     tensors.update((f"buffer.{name}", b) for name, b in model.named_buffers())
     trees = []
     for name, value in (
-        ("optimizer", _optimizer_state(optimizer)),
+        ("optimizer", optimizer_state(optimizer)),
         ("scheduler", None if scheduler is None else scheduler.state_dict()),
         ("scaler", None if scaler is None else scaler.state_dict()),
     ):
@@ -99,7 +99,8 @@ def live_state(
     )
 
 
-def _optimizer_state(optimizer: Optimizer | None) -> dict[str, Any] | None:
+def optimizer_state(optimizer: Optimizer | None) -> dict[str, Any] | None:
+    """State and hyperparameters, parameters by their number. The tensors are not copied."""
     # Not optimizer.state_dict(): loading one casts the state to the dtype of the parameter, which is not bitwise.
     if optimizer is None:
         return None
@@ -145,7 +146,8 @@ def restore(
     with torch.no_grad():
         _restore_model(capsule, model)
         if capsule.optimizer is not None:
-            _restore_optimizer(capsule, optimizer)
+            device_of = {id(t): capsule.devices.get(name, "cpu") for name, t in capsule.tensors.items()}
+            restore_optimizer(batches.unflatten(capsule.optimizer, capsule.tensors), optimizer, device_of)
     for target, tree in ((scheduler, capsule.scheduler), (scaler, capsule.scaler)):
         if target is not None and tree is not None:
             target.load_state_dict(
@@ -194,11 +196,29 @@ def _restore_model(capsule: Capsule, model: nn.Module) -> None:
             parameter.requires_grad_(name not in still)
 
 
-def _restore_optimizer(capsule: Capsule, optimizer: Optimizer) -> None:
+def restore_optimizer(
+    stored: Mapping[str, Any], optimizer: Optimizer, device_of: Mapping[int, str] | None = None
+) -> None:
+    """Bring an optimizer to what `optimizer_state` returned, bitwise.
+
+    Args:
+        stored: its "groups" may be None, which leaves the hyperparameters as they are.
+        device_of: of the tensors in `stored` by their id; without it those of a parameter go where that is.
+
+    Raises:
+        NotReplayable: the optimizer is another one.
+    """
     parameters = _parameters(optimizer)
-    stored = batches.unflatten(capsule.optimizer, capsule.tensors)
-    device_of = {id(t): capsule.devices.get(name, "cpu") for name, t in capsule.tensors.items()}
-    if len(stored["groups"]) != len(optimizer.param_groups) or any(
+    groups: list[dict[str, Any]] | None = stored["groups"]
+    if device_of is None:
+        device_of = {
+            id(t): str(parameters[k].device)
+            for k, state in stored["state"].items()
+            if isinstance(k, int) and k < len(parameters) and isinstance(state, dict)
+            for t in state.values()
+            if isinstance(t, torch.Tensor) and t.ndim
+        }
+    if (groups is not None and len(groups) != len(optimizer.param_groups)) or any(
         isinstance(k, int) and k >= len(parameters) for k in stored["state"]
     ):
         raise NotReplayable(
@@ -213,7 +233,7 @@ def _restore_optimizer(capsule: Capsule, optimizer: Optimizer) -> None:
     pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
     for key, value in wanted.items():
         optimizer.state[key] = _put(optimizer.state.get(key), value, device_of, pairs)
-    for group, values in zip(optimizer.param_groups, stored["groups"], strict=True):
+    for group, values in zip(optimizer.param_groups, [] if groups is None else groups, strict=groups is not None):
         for name in group.keys() - values.keys() - {"params"}:
             del group[name]
         for name, value in values.items():

@@ -16,9 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from whyspike import batches
+from whyspike.boundary import Boundary
 from whyspike.errors import NotReplayable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch.optim import Optimizer
 
 FORMAT = "whyspike-capsule"
@@ -46,6 +49,8 @@ class StepRecord:
     loss: float
     rng: Mapping[str, Any] | None  # generators after the batch was drawn; None when the loader drew nothing from them
     batches: tuple[Any, ...] | None  # the micro-batches; None when they are not stored
+    later_rng: tuple[Mapping[str, Any] | None, ...] = ()  # as `rng`, of the second micro-batch and those after it
+    boundary: Boundary | None = None  # what happened between the step before and this one
 
     def prepare(self, optimizer: Optimizer) -> None:
         """Set the hyperparameters of this step, and the generators if drawing the batch used them."""
@@ -59,6 +64,15 @@ class StepRecord:
             from whyspike.rngnotes import restore
 
             restore(dict(self.rng))
+
+    def drawn(self) -> Iterator[Any]:
+        """Copies of the micro-batches, one after the other; the generators are what they were after each was drawn."""
+        for k, batch in enumerate(self.batches or ()):
+            if 0 < k <= len(self.later_rng) and (state := self.later_rng[k - 1]) is not None:
+                from whyspike.rngnotes import restore
+
+                restore(dict(state))
+            yield batches.clone(batch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,15 +107,23 @@ def encode_steps(steps: tuple[StepRecord, ...]) -> tuple[list[Any], dict[str, An
         for key, value in (("rng", pack_rng(record.rng)), ("batches", record.batches)):
             document[key], found = batches.flatten(value, f"{at}.{key}")
             tensors.update(found)
+        if any(state is not None for state in record.later_rng):
+            packed = [pack_rng(state) for state in record.later_rng]
+            document["later_rng"], found = batches.flatten(packed, f"{at}.later_rng")
+            tensors.update(found)
+        if record.boundary is not None:
+            document["boundary"], found = record.boundary.encode(f"{at}.boundary")
+            tensors.update(found)
         documents.append(document)
     return documents, tensors
 
 
 def decode_steps(documents: list[Any], tensors: Mapping[str, Any], *, rng: bool = True) -> tuple[StepRecord, ...]:
-    """The inverse of `encode_steps`. With rng=False the generators are left out."""
+    """The inverse of `encode_steps`. With rng=False the generators and the boundaries are left out."""
     found = []
     for document in documents:
         ids = tensors[f"step.{document['step']}.ids"] if document["ids"] else None
+        later, boundary = (document.get(k) if rng else None for k in ("later_rng", "boundary"))
         found.append(
             StepRecord(
                 step=document["step"],
@@ -114,6 +136,8 @@ def decode_steps(documents: list[Any], tensors: Mapping[str, Any], *, rng: bool 
                 hyper=batches.unflatten(document["hyper"], tensors),
                 rng=unpack_rng(batches.unflatten(document["rng"], tensors)) if rng else None,
                 batches=batches.unflatten(document["batches"], tensors),
+                later_rng=tuple(unpack_rng(s) for s in batches.unflatten(later, tensors) or ()),
+                boundary=None if boundary is None else Boundary.decode(boundary, tensors),
             )
         )
     return tuple(found)
@@ -136,7 +160,7 @@ def unpack_rng(state: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def peek(path: Path | str) -> Peek:
-    """Read the steps of a capsule and their batches, without torch.
+    """Read the steps of a capsule and their batches, without torch; generators and boundaries are left out.
 
     Raises:
         NotReplayable: the file is not a capsule, or is damaged.

@@ -8,12 +8,72 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from whyspike.errors import UnknownCase
 from whyspike.training import Training
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+    from whyspike.record import Recorder
+    from whyspike.seams import LossFn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vary:
+    """How far a case is from its own settings: factors of them, 1 for the case as it stands.
+
+    The scoreboard draws them at random, so that a cause is not recognised by the one setting it was written on.
+    """
+
+    lr: float = 1.0
+    n: float = 1.0  # samples of the data set
+    batch_size: float = 1.0
+    width: float = 1.0  # of the network's hidden layers
+
+    def of(self, number: int, factor: float, least: int = 1) -> int:
+        """A count times a factor, as a whole number of at least `least`."""
+        return max(least, round(number * factor))
+
+
+PLAIN = Vary()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loop:
+    """A training in a loop of its own, as a user writes it around `watch()`: for what a `Training` cannot say.
+
+    Args:
+        body: the whole loop; it iterates over `rec.batches(loader)` and calls `rec.step(loss)`.
+    """
+
+    model: nn.Module
+    optimizer: Optimizer
+    loss_fn: LossFn | None
+    body: Callable[[Recorder], None]
+    scheduler: Any = None
+    scaler: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Log:
+    """A training of which only a log is left.
+
+    Args:
+        write: trains, writes the log into a folder as its logger would, and returns the path to diagnose.
+    """
+
+    write: Callable[[Path], Path]
+
+
+Subject = Training | Loop | Log
+Build = Callable[[int, Vary], Subject]  # (seed, how far from the case's own settings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,14 +89,14 @@ class Case:
 
     words: str
     cause: str
-    sick: Callable[[int], Training]
-    healthy: Callable[[int], Training]
+    sick: Build
+    healthy: Build
     also_true: tuple[str, ...] = ()
     name: str = ""
 
 
 @cache
-def cases() -> Mapping[str, Case]:
+def cases() -> dict[str, Case]:
     """Every case by its name."""
     import whyspike.cases as package
 

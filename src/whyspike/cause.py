@@ -13,7 +13,7 @@ import pkgutil
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from importlib.metadata import entry_points
 from math import isfinite
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -23,6 +23,7 @@ from whyspike.types import Attribution, Cure, Event, Evidence, Exponent, Family,
 
 if TYPE_CHECKING:
     from whyspike.excess import Measure
+    from whyspike.sampling import Sampling
     from whyspike.seams import Intervention
 
 Draw = Callable[[int], Any]
@@ -69,6 +70,13 @@ class Observation:
     batch_null: Mapping[str, float] = field(default_factory=dict)  # event id → p of the batch-mean null
     replayable: bool = False  # model, loss_fn and capsules are at hand
     missing: tuple[str, ...] = ()  # what could not be looked at, and how to supply it
+
+    @cached_property
+    def sampling(self) -> Sampling | None:
+        """Which samples the run drew, and in which order; None when their ids are not known."""
+        from whyspike.sampling import sampling
+
+        return sampling(self.run)
 
     def event(self, event_id: str) -> Event:
         return next(e for e in self.events if e.id == event_id)
@@ -127,6 +135,7 @@ class Cause:
     rank: ClassVar[int] = 50  # among confirmed causes the answer is the lowest: roots before what they set off
     harmless: ClassVar[bool] = False  # expected behaviour: harm is "none"
     measure: ClassVar[Measure | None] = None  # what it is judged by; None: the network where it moved, else the plot
+    window: ClassVar[Literal["event", "epoch"]] = "event"  # what a trial replays; "epoch": measured by the pattern
     title: ClassVar[str] = ""  # the headline: lower case, one sentence without a full stop, stands alone
 
     @property

@@ -26,6 +26,7 @@ from whyspike.output import (
     free_name,
     preflight_text,
     put,
+    put_diagnoses,
     put_diagnosis,
     say,
 )
@@ -95,25 +96,47 @@ def demo(
 
 
 @app.command
-def diagnose(path: PathOrDash, /, *, format: Format | None = None, output: Output = None, force: bool = False) -> int:
-    """Say why the loss of a recorded run spikes. Runs no code of yours.
+def diagnose(
+    path: PathOrDash,
+    /,
+    *,
+    loss: str | None = None,
+    steps_per_epoch: float | None = None,
+    batch_size: int | None = None,
+    dataset_size: int | None = None,
+    format: Format | None = None,
+    output: Output = None,
+    force: bool = False,
+) -> int:
+    """Say why the loss of a recorded run, or of a log that another tool wrote, spikes. Runs no code of yours.
 
     Args:
-        path: the folder of a recorded run.
+        path: the folder of a recorded run, or a log; - is standard input.
+        loss: the column of the log that holds the loss; without it, the one that is called so.
+        steps_per_epoch: optimizer updates in an epoch, where the log does not say.
+        batch_size: samples in an update, where the log does not say.
+        dataset_size: samples in an epoch, where the log does not say.
         format: of the result; without it, what the name of FILE ends in, else full.
         output: write the result to this file instead of standard output.
         force: overwrite the file.
     """
-    if path == "-":
-        raise WhySpikeError("reading a log from standard input is not built yet; give the folder of a recorded run")
+    given = {"--steps-per-epoch": steps_per_epoch, "--batch-size": batch_size, "--dataset-size": dataset_size}
+    for name, number in given.items():
+        if number is not None and not number > 0:
+            raise WhySpikeError(f"{name} {number} was given; it must be above 0")
     if output is not None:
         claim(output, force=force)
     from whyspike import pipeline
+    from whyspike.logs.assemble import Asked, described
 
+    asked = Asked(loss=loss, steps_per_epoch=steps_per_epoch, batch_size=batch_size, dataset_size=dataset_size)
     with Progress() as progress:
-        diagnosis = pipeline.diagnose(path, progress=progress)
-    put_diagnosis(diagnosis, choose(format, output), output, force=force)
-    return exit_code(diagnosis)
+        made = pipeline.diagnose_all(path, asked, progress=progress)
+    for diagnosis in made:
+        if diagnosis.record is not None and "reader_says" in diagnosis.record.facts:
+            say(described(diagnosis.record))
+    put_diagnoses(made, choose(format, output), output, force=force)
+    return max(map(exit_code, made))
 
 
 @app.command

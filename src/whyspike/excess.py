@@ -1,21 +1,26 @@
 """How much an event costs: the area above the level before it, in log-loss times steps.
 
-Four measures, because a number that is plotted, a network that is damaged and a damage that grows are three things:
+Five measures, because a number that is plotted, a network that is damaged and a damage that grows are three things:
 
 - `state`: area of the probe loss above its level before the event, from the event on;
 - `reported`: area of the logged loss above its median over the 64 steps before, over the event's own steps;
 - `growth`: area of the probe loss above its level right after the event's first step, over the steps that follow:
   what the optimizer's memory adds to a step that is already made;
-- `dip`: as `reported`, below the level instead of above it.
+- `dip`: as `reported`, below the level instead of above it;
+- `pattern`: of a replayed epoch, the amplitude (lowest to highest phase, nats) of the pattern that the other epochs of
+  the run have in common, less the drift of the probe; negative where the pattern is upside down.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-Measure = Literal["state", "reported", "growth", "dip"]
+if TYPE_CHECKING:
+    from whyspike.pattern import Pattern
+
+Measure = Literal["state", "reported", "growth", "dip", "pattern"]
 
 
 CAP = 50.0  # nats; a replay that overflows counts as this much per step, so that arms stay comparable
@@ -51,6 +56,7 @@ def excess(
     """The excess of one replay.
 
     Args:
+        measure: any but "pattern", which `pattern_excess` measures.
         onset: position of the event's first step in `reported` and `state`.
         length: steps of the event itself, for the logged loss.
     """
@@ -62,3 +68,15 @@ def excess(
     if measure == "growth":
         return area_above(state[onset + 1 :], max(state[onset], state_reference))
     return area_above(state[onset:], state_reference)
+
+
+def pattern_excess(pattern: Pattern, *, reported: Sequence[float], state_before: float, state_after: float) -> float:
+    """The excess of one replayed epoch: the amplitude of the pattern in it, nats.
+
+    Args:
+        pattern: of the other epochs.
+        reported: the logged losses of the epoch.
+        state_before, state_after: the probe loss before its first and after its last step. What the network itself
+            gained or lost over the epoch is no pattern.
+    """
+    return pattern.amplitude_in(reported, drift=log_rise(state_after, state_before))

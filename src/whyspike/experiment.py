@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from whyspike.cause import Cause, Observation
+from whyspike.epoch_experiment import EpochExperiment
 from whyspike.errors import NotReplayable
 from whyspike.excess import Measure, excess
 from whyspike.periods import occurrences
@@ -51,6 +52,7 @@ class Experiment:
         self.subject, self.seen, self.most = subject, seen, most
         self._done: dict[tuple[int, str, str], Replayed] = {}
         self._pairs: dict[tuple[str, ...], list[Pair]] = {}
+        self._epochs: EpochExperiment | None = None
 
     # ------------------------------------------------------------------ which pairs
 
@@ -158,6 +160,10 @@ class Experiment:
 
     def trials(self, cause: Cause, suspicion: Suspicion, progress: Progress | None = None) -> tuple[Trial, ...]:
         """All trials that the cause asks for. Call it inside `subject.kept()`."""
+        if cause.window == "epoch":
+            if self._epochs is None:
+                self._epochs = EpochExperiment(self.subject)
+            return self._epochs.trials(cause, suspicion, self.seen, progress)
         pairs = self.pairs(suspicion.events)
         if not pairs:
             return ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from time import perf_counter
 from typing import Any
@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from whyspike import batches, capsule
+from whyspike.boundary import Boundary
 from whyspike.capsule_file import StepRecord
 from whyspike.errors import NotReplayable
 from whyspike.pins import Pins
@@ -59,6 +60,7 @@ class Keeper:
         self.held: deque[Step] = deque(maxlen=HELD_STEPS)
         self._end = 0  # the step after the last that is held
         self.batch_size: int | None = None
+        self.boundaries: Mapping[int, Boundary] = {}  # what happened before some steps; the recorder fills it
         self.waiting = False  # whether a pinned snapshot waits for the steps that follow it
         self._ring = Ring(model, optimizer, scheduler, scaler, max_bytes)
         self._pins = Pins()
@@ -200,6 +202,27 @@ class Keeper:
         elif slot.pinned_until is not None or self._may_pin(slot):
             self._pin(slot, reasons, max(step + FOLLOW, slot.pinned_until or 0))
 
+    def boundary(self, step: int, change: Boundary, elapsed_s: float) -> None:
+        """Something has changed before this step: keep a snapshot from before it, with some steps in between."""
+        if set(change.parts) <= {"rng"}:
+            return
+        before = [s for s in self._ring.slots if self._held_from() <= s.step < step]
+        early = [s for s in before if s.step <= step - APART]
+        slot = max(early or before, key=lambda s: s.step, default=None)
+        if slot is None:
+            return
+        reasons = self._pins.for_routine("boundary", elapsed_s)
+        if not reasons:
+            return
+        if self._until.get(slot.step, -1) >= step + HORIZON and slot.pinned_until is None:
+            self._delete(self._pins.written(slot.step, None, reasons, 0.0))
+        elif slot.pinned_until is not None or self._may_pin(slot):
+            self._pin(slot, reasons, max(step + FOLLOW, slot.pinned_until or 0))
+
+    def adopt(self, optimizer: Optimizer) -> None:
+        """The training goes on with another optimizer over the same parameters."""
+        self._ring.adopt(optimizer)
+
     def _may_pin(self, slot: Slot) -> bool:
         others = [s for s in self._ring.pinned() if s is not slot]
         return len(others) < max(1, self._ring.n_slots - 1)
@@ -237,7 +260,7 @@ class Keeper:
             return
         start = perf_counter()
         last = min(until, self._end - 1)
-        steps = tuple(_step_record(k, self.held[k - begin]) for k in range(slot.step, last + 1))
+        steps = tuple(_step_record(k, self.held[k - begin], self.boundaries.get(k)) for k in range(slot.step, last + 1))
         path = folder.capsule_path(slot.step)
         whole = replace(slot.state, batch_size=self.batch_size, reasons=tuple(reasons), steps=steps)
         while True:
@@ -278,7 +301,7 @@ def lead(last: int) -> int:
     return LEAD if last >= 3 * LEAD else last // 3
 
 
-def _step_record(step: int, held: Step) -> StepRecord:
+def _step_record(step: int, held: Step, boundary: Boundary | None) -> StepRecord:
     loss, draws, (epoch, begun, _, hyper), clip = held
     whole = bool(draws) and all(b is not None and (v is None or v == _versions(b)) for b, v, *_ in draws)
     return StepRecord(
@@ -292,6 +315,8 @@ def _step_record(step: int, held: Step) -> StepRecord:
         loss=loss,
         rng=draws[0][4] if draws else None,
         batches=tuple(b for b, *_ in draws) if whole else None,
+        later_rng=tuple(d[4] for d in draws[1:]) if any(d[4] is not None for d in draws[1:]) else (),
+        boundary=boundary,
     )
 
 

@@ -59,6 +59,11 @@ class Measures:
         self._post_hook: Any = None
         self._armed = False  # the weights before the update are there, those after it are not
 
+    def adopt(self, optimizer: Optimizer) -> None:
+        """The training goes on with another optimizer."""
+        self.let_go()
+        self._optimizer, self.norms = optimizer, Norms(self._model, optimizer)
+
     # ------------------------------------------------------------------ when
 
     def plan(self, step: int) -> None:

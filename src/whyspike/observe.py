@@ -12,6 +12,7 @@ from whyspike.cause import Observation, Units
 from whyspike.detect import detect
 from whyspike.errors import WhySpikeError
 from whyspike.periods import occurrences, periodic_events
+from whyspike.points import as_points, in_steps
 from whyspike.stats import batch_mean_null
 from whyspike.types import Attribution, Event, Exponent, Run
 
@@ -30,7 +31,8 @@ Progress = Callable[[str, float], None]
 
 def events_of(run: Run) -> tuple[Event, ...]:
     """The events of a run, those at one place of the epoch merged into one periodic event."""
-    return periodic_events(run, detect(run))
+    points = as_points(run)
+    return in_steps(run, periodic_events(points, detect(points)))
 
 
 def observe(run: Run, subject: Subject | None = None, progress: Progress | None = None) -> Observation:
@@ -79,6 +81,10 @@ def observe(run: Run, subject: Subject | None = None, progress: Progress | None 
 
 def _missing(run: Run) -> Sequence[str]:
     missing = []
+    if "reader_says" in run.facts:  # a log that another tool wrote
+        if run.index is None and not any(note.id == "epoch-only" for note in run.notes):
+            missing.append("the place of a step in its epoch: give --steps-per-epoch N")
+        return missing
     if run.facts.get("loss_fn") is False:
         missing.append(
             "replays and the exponent of the loss: the record has no loss_fn; write "

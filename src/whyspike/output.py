@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -92,6 +93,34 @@ def put_diagnosis(diagnosis: Diagnosis, format: Format, output: Path | None, *, 
         terminal.show(diagnosis, format=format)
         return
     put(reports.render(diagnosis, format), output, force=force)
+
+
+def put_diagnoses(diagnoses: Sequence[Diagnosis], format: Format, output: Path | None, *, force: bool) -> None:
+    """Print the diagnoses of one run or of several, one after the other, or write them to the file.
+
+    Raises:
+        WhySpikeError: several runs are to go into one page of html.
+    """
+    if len(diagnoses) == 1:
+        put_diagnosis(diagnoses[0], format, output, force=force)
+        return
+    from whyspike import reports
+
+    if format == "json":
+        from whyspike.reports.json import render_many
+
+        put(render_many(diagnoses), output, force=force)
+    elif format == "html":
+        raise WhySpikeError(
+            f"{len(diagnoses)} runs were read, and a page of html shows one; choose full, concise, json, "
+            "markdown or github"
+        )
+    elif output is None and format in ("full", "concise"):
+        for diagnosis in diagnoses:
+            put(f"== {diagnosis.run.source} ==" if format == "full" else "", None, force=False)
+            put_diagnosis(diagnosis, format, None, force=False)
+    else:
+        put("\n\n".join(reports.render(d, format) for d in diagnoses), output, force=force)
 
 
 def say(words: str) -> None:

@@ -47,7 +47,7 @@ class Pins:
     """Decides what is pinned and what is deleted. It touches no file itself."""
 
     def __init__(self) -> None:
-        self._spread = {"event": _Spread(9), "epoch-end": _Spread(9), "steady": _Spread(3)}
+        self._spread = {"event": _Spread(9), "epoch-end": _Spread(9), "steady": _Spread(3), "boundary": _Spread(6)}
         self._single: dict[
             str, int
         ] = {}  # "start", "first event", "highest event", "latest event" → step of the capsule
@@ -81,7 +81,7 @@ class Pins:
         return reasons
 
     def for_routine(self, kind: str, elapsed_s: float) -> list[str]:
-        """The reasons to keep a snapshot that was due anyway; `kind` is "start", "epoch-end" or "steady"."""
+        """The reasons to keep a snapshot; `kind` is "start", "epoch-end", "steady" or "boundary"."""
         if kind == "start":
             return ["start"]
         spread = self._spread[kind]
@@ -127,7 +127,7 @@ class Pins:
 
     def _thin_largest(self) -> bool:
         # Where the events are elsewhere, the routine capsules go first.
-        routine = [s for name, s in self._spread.items() if name != "event" and s.kept]
+        routine = [s for name, s in self._spread.items() if name not in ("event", "boundary") and s.kept]
         largest = max(routine if self._elsewhere > 0 and routine else self._spread.values(), key=lambda s: len(s.kept))
         if not largest.kept:
             return False

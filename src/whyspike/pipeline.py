@@ -9,37 +9,77 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from whyspike import answer as answers
+from whyspike.case import PLAIN, Build, Log, Loop, Vary
 from whyspike.cause import Cause, Observation, ScratchCure, catalogue
 from whyspike.errors import UnreadableRun, WhySpikeError
 from whyspike.observe import observe
 from whyspike.suspect import suspect
+from whyspike.training import Training
 from whyspike.types import Diagnosis, Evidence, Harm, Outcome, RunInfo, Suspicion, Trial, Verdict
 
 if TYPE_CHECKING:
     from whyspike.case import Case
     from whyspike.judge import Judged
+    from whyspike.logs.assemble import Asked
     from whyspike.record import Recorder
     from whyspike.replay import Subject
-    from whyspike.training import Training
 
 Progress = Callable[[str, float], None]
 
 
-def diagnose(path: str | Path, *, progress: Progress | None = None) -> Diagnosis:
-    """Diagnose a recorded run. No code of the training is executed; experiments stored in the run are used.
+def diagnose(
+    path: str | Path,
+    *,
+    loss: str | None = None,
+    steps_per_epoch: float | None = None,
+    batch_size: int | None = None,
+    dataset_size: int | None = None,
+    progress: Progress | None = None,
+) -> Diagnosis:
+    """Diagnose a recorded run, or a log that another tool wrote; of several runs in it the last one.
+
+    No code of the training is executed; experiments stored in a recorded run are used.
+
+    Args:
+        path: a file or folder; "-" is standard input.
+        loss: the column of the log that holds the loss.
+        steps_per_epoch: optimizer updates in an epoch, where the log does not say.
+        batch_size: samples in an update.
+        dataset_size: samples in an epoch.
+
+    Raises:
+        UnreadableRun: the path does not hold a run that can be read.
+    """
+    from whyspike.logs.assemble import Asked
+
+    asked = Asked(loss=loss, steps_per_epoch=steps_per_epoch, batch_size=batch_size, dataset_size=dataset_size)
+    return diagnose_all(path, asked, progress=progress)[-1]
+
+
+def diagnose_all(
+    path: str | Path, asked: Asked | None = None, *, progress: Progress | None = None
+) -> tuple[Diagnosis, ...]:
+    """Diagnose every run that a file or folder holds, in its order.
 
     Raises:
         UnreadableRun: the path does not hold a run that can be read.
     """
     from whyspike import runfolder
-    from whyspike.readers import read
+    from whyspike.logs.source import Source
+    from whyspike.readers import read_all
 
-    run = read(Path(path))
-    stored = runfolder.read_diagnosis(Path(path), steps=len(run))
-    if stored is not None:
-        return replace(stored, record=run, trials=run.trials)
-    seen = observe(run, None, progress)
-    return _conclude(seen, suspect(seen), {})
+    runs = read_all(Source.stdin() if str(path) == "-" else Source(Path(path)), asked)
+    if len(runs) == 1:
+        stored = runfolder.read_diagnosis(Path(path), steps=len(runs[0]))
+        if stored is not None:
+            return (replace(stored, record=runs[0], trials=runs[0].trials),)
+    made = []
+    for number, run in enumerate(runs):
+        if progress and len(runs) > 1:
+            progress(f"run {number + 1} of {len(runs)}", number / len(runs))
+        seen = observe(run, None, progress)
+        made.append(_conclude(seen, suspect(seen), {}))
+    return tuple(made)
 
 
 def diagnose_recorder(recorder: Recorder, *, prove: bool = False, progress: Progress | None = None) -> Diagnosis:
@@ -124,18 +164,54 @@ def prove(
     return made
 
 
-def demo(case: Case, *, healthy: bool = False, seed: int = 0, progress: Progress | None = None) -> Diagnosis:
-    """Train a case, or its healthy twin, on one thread, and take it through all stages."""
+def take(
+    build: Build, *, seed: int = 0, vary: Vary = PLAIN, verify_cures: bool = True, progress: Progress | None = None
+) -> Diagnosis:
+    """Train what a case builds on one thread, and take it through all stages.
+
+    A `Training` is proven and its cures are trained; a `Loop` is recorded, diagnosed and proven; a `Log` is diagnosed.
+    """
     import torch
 
+    from whyspike.record import watch
+
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # a bitwise replay, and a demo that does not depend on the machine
+    torch.set_num_threads(1)  # a bitwise replay, and a result that does not depend on the machine
     try:
-        build = case.healthy if healthy else case.sick
         with tempfile.TemporaryDirectory() as folder:
-            made = prove(build, seed=seed, path=Path(folder) / "run", progress=progress)
+            path = Path(folder) / "run"
+            made = build(seed, vary)
+            if isinstance(made, Log):
+                path.mkdir()
+                return diagnose(made.write(path), progress=progress)
+            if isinstance(made, Loop):
+                recorder = watch(
+                    made.model,
+                    made.optimizer,
+                    loss_fn=made.loss_fn,
+                    scheduler=made.scheduler,
+                    scaler=made.scaler,
+                    path=path,
+                )
+                if progress:
+                    progress("training", 0.0)
+                with recorder as rec:
+                    made.body(rec)
+                return diagnose_recorder(recorder, prove=True, progress=progress)
+
+            def afresh(seed: int = seed) -> Training:
+                again = build(seed, vary)
+                assert isinstance(again, Training), "a case builds the same kind of thing for every seed"
+                return again
+
+            return prove(afresh, seed=seed, path=path, verify_cures=verify_cures, progress=progress)
     finally:
         torch.set_num_threads(threads)
+
+
+def demo(case: Case, *, healthy: bool = False, seed: int = 0, progress: Progress | None = None) -> Diagnosis:
+    """Take a case, or its healthy twin, through all stages."""
+    made = take(case.healthy if healthy else case.sick, seed=seed, progress=progress)
     name = f"{case.name}{' (healthy twin)' if healthy else ''}"
     return replace(made, run=replace(made.run, source=name))
 
@@ -200,7 +276,7 @@ def _verdicts(
         judged = {k: j for k, made in trials.items() if (j := judge(made)) is not None}
         corrected = dict(zip(judged, map(float, holm([j.p_value for j in judged.values()])), strict=True))
     made = [_verdict(causes[s.cause], s, seen, judged, corrected, trials) for s in suspicions]
-    return tuple(sorted(made, key=lambda v: (answers.ORDER[v.outcome], causes[v.cause].rank)))
+    return tuple(sorted(made, key=lambda v: answers.precedence(v, causes[v.cause].rank)))
 
 
 def _verdict(
@@ -242,6 +318,8 @@ def _harm(cause: Cause, suspicion: Suspicion, seen: Observation, trials: Sequenc
     """none: expected behaviour; damaging: the network is worse by 10 % for three steps or more; else cosmetic."""
     if cause.harmless:
         return "none"
+    if suspicion.harm is not None:
+        return suspicion.harm
     base = [t for t in trials if t.arm == "baseline"]
     if base:
         lengths = sorted(

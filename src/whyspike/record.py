@@ -28,6 +28,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from whyspike import batches, clipwatch
+from whyspike.boundarywatch import BoundaryWatch
 from whyspike.errors import BadTraining
 from whyspike.frozen import rng_state
 from whyspike.hyper import Hyper, hyperparameters, without_lr
@@ -136,6 +137,7 @@ class Recorder:
         self._writer = RecordWriter()
         self._rng = RngNotes()
         self._keeper: Keeper | None = None
+        self._between: BoundaryWatch | None = None  # what happens between the steps
         self._detector: Any = None
         # the step that is being built
         self._step = 0
@@ -202,6 +204,16 @@ class Recorder:
                 store_batches=self._store_batches,
                 mark=self._writer.mark,
             )
+            self._between = BoundaryWatch(
+                self.model,
+                self.optimizer,
+                mark=self._writer.mark,
+                now=lambda: self._step,
+                wake=self._wake,
+                adopt=self._adopt,
+            )
+            self._keeper.boundaries = self._between.settled
+            self._undo.append(self._between.let_go)
             self._read_hyper()
             self._hook(True)
             self._undo += [lambda: self._hook(False), self._measures.let_go, clipwatch.listen(self._clipped)]
@@ -297,6 +309,8 @@ class Recorder:
             yield
         finally:
             self._off = before
+            if not before and self._between is not None:
+                self._between.forget()
 
     def flush(self) -> None:
         """Write everything recorded so far to the run folder."""
@@ -370,6 +384,8 @@ class Recorder:
         self._rng.epoch_begins()
         if self._keeper is not None:
             self._keeper.epoch_begins(self._step, self._last_index())
+        if self._between is not None:
+            self._between.epoch_begins()
 
     def _epoch_ends(self, finished: bool) -> None:
         epoch, steps = self._context[0], self._step - self._context[1]
@@ -378,6 +394,8 @@ class Recorder:
         elif finished and not self._draws:
             self._steps_per_epoch = steps
             self._writer.mark(self._step, "epoch", {"epoch": epoch, "steps": steps})
+            if self._between is not None:
+                self._between.epoch_ends(monotonic() - self._begun)
         else:
             self._writer.mark(self._step, "epoch-cut", {"epoch": epoch, "steps": steps, "left_over": len(self._draws)})
         self._rng.epoch_ends()
@@ -402,7 +420,7 @@ class Recorder:
             self._hook_if_needed(step)
         kept, versions = keeper.hold(batch) if keeper is not None and len(draws) < MOST_MICRO else (None, None)
         if draws:
-            draws.append((kept, versions, ids, n, None))
+            draws.append((kept, versions, ids, n, rng_state() if self._rng.draws else None))
             return
         if self._nominal < 0:
             self._set_nominal(n)
@@ -441,7 +459,26 @@ class Recorder:
     def _hook_if_needed(self, step: int) -> None:
         # A constant lr is looked at when a batch is drawn. One that changes is read at the update itself.
         if self._keeper is not None:
-            self._hook(self._measures.wanted or step <= self._hook_until or len(self._lrs) > 1 or self._passes == 0)
+            wanted = self._measures.wanted or (self._between is not None and self._between.wanted)
+            self._hook(wanted or step <= self._hook_until or len(self._lrs) > 1 or self._passes == 0)
+
+    def _wake(self) -> None:
+        """Something has happened between two steps: the next batch and the next update are looked at."""
+        if not self._off:
+            self._look = True
+            self._hook(True)
+
+    def _adopt(self, optimizer: Optimizer) -> None:
+        """The user goes on with another optimizer over the same parameters; it is at its first update."""
+        if self._off or self._keeper is None:
+            return
+        self._hook(False)
+        self.optimizer = optimizer
+        self._measures.adopt(optimizer)
+        self._keeper.adopt(optimizer)
+        self._lrs = []
+        self._before_update(optimizer, (), {})
+        self._attention = 0  # its hook is set once its own are not running
 
     def _before_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if self._off:
@@ -450,6 +487,10 @@ class Recorder:
             groups = optimizer.param_groups
             if len(groups) != len(self._lrs) or any(g["lr"] != lr for g, lr in zip(groups, self._lrs, strict=True)):
                 self._read_hyper()
+            if self._between is not None and self._between.wanted:
+                found = self._between.before_update(self._step, len(self._draws))
+                if found is not None and self._keeper is not None:
+                    self._keeper.boundary(self._step, found, monotonic() - self._begun)
             if self._measures.wanted:
                 self._measures.before_update(self._step)
         except Exception as error:
@@ -527,6 +568,8 @@ class Recorder:
             if since:
                 self._paces.append((now - since) / max(1, self._step - step))
             self._drained = (now, self._step)
+            if self._between is not None:
+                self._between.look(self._step)
             self._measures.adapt(self._step, [] if keeper is None else [keeper.stride], list(self._paces))
         if keeper is not None and keeper.waiting:
             keeper.write_ready(self._need_folder())
@@ -696,8 +739,14 @@ class _Evaluating:
         self._recorder = recorder
 
     def __enter__(self) -> None:
-        if not self._recorder._off:
-            self._recorder._evaluating += 1
+        recorder = self._recorder
+        if not recorder._off:
+            recorder._evaluating += 1
+            if recorder._between is not None:
+                try:
+                    recorder._between.enters()
+                except Exception as error:
+                    recorder._fail(error)
             self._since = monotonic()
 
     def __exit__(self, *exc: object) -> None:
@@ -707,7 +756,15 @@ class _Evaluating:
         recorder._evaluating -= 1
         recorder._rng.evaluated()
         recorder._look = True
-        recorder._writer.mark(recorder._step, "evaluation", {"seconds": round(monotonic() - self._since, 6)})
+        seconds = monotonic() - self._since
+        data: dict[str, object] | None = {"seconds": round(seconds, 6)}
+        try:
+            if recorder._between is not None:
+                data = recorder._between.leaves(seconds, len(recorder._draws))
+            if data is not None:
+                recorder._writer.mark(recorder._step, "evaluation", data)
+        except Exception as error:
+            recorder._fail(error)
 
 
 def _size(batch: Any) -> int:

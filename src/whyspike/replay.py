@@ -8,7 +8,7 @@ probe set of training samples. What the user's training was before the experimen
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,8 +21,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from whyspike import batches, capsule
+from whyspike.boundary import Boundary
 from whyspike.errors import NotReplayable
 from whyspike.frozen import frozen
+from whyspike.loader_order import fetch
 from whyspike.seams import BASELINE, Intervention, LossFn, StepContext, StepRule, training_step
 from whyspike.types import Run
 
@@ -152,7 +154,7 @@ class Subject:
             size = len(self.dataset)
             rows = rng.choice(size, n, replace=n > size)
             with frozen(self.model):
-                return self.collate([self.dataset[int(i)] for i in rows])
+                return fetch(self.dataset, self.collate, rows)
         size = batches.size(self._pool)
         rows = rng.choice(size, n, replace=n > size)
         return batches.take(self._pool, [int(i) for i in rows], size)
@@ -161,9 +163,9 @@ class Subject:
         """The batch of these dataset indices, drawn again; None where the loader has no dataset to index."""
         if self.dataset is None or self.collate is None:
             return None
+        rows = [int(i) for i in ids]
         with frozen(self.model):
-            items = [self.dataset[int(i)] for i in ids]
-            return self.collate(items) if items else None
+            return fetch(self.dataset, self.collate, rows) if rows else None
 
     @cached_property
     def probe_batches(self) -> list[Any]:
@@ -268,10 +270,13 @@ class Subject:
                 is_control=record.step == window.control_step,
                 since_event=record.step - window.event_step if record.step >= window.event_step else None,
             )
-            drawn: Sequence[Any] = [batches.clone(b) for b in record.batches]
+            drawn: Iterable[Any] = record.drawn()
             if redraw is not None and record.step > window.event_step:
-                drawn = [self.draw(batches.size(b), rng) for b in drawn]
+                drawn = [self.draw(batches.size(b), rng) for b in record.batches]
+            boundary = intervention.boundary(at, record.boundary or Boundary())
+            boundary.apply(self.model, self.optimizer)
             record.prepare(self.optimizer)  # hyperparameters of the step, and the generators if the loader uses them
+            boundary.apply_rng()
             rule = StepRule(
                 accumulate=len(record.batches) if len(record.batches) > 1 else 1,
                 clip_grad_norm=record.clip,

@@ -17,6 +17,7 @@ import torch
 from whyspike import batches
 from whyspike.errors import BadTraining
 from whyspike.frozen import call_loss, frozen
+from whyspike.loader_order import reordered
 from whyspike.seams import BASELINE, Intervention, StepContext, StepRule, training_step
 from whyspike.training import Training, build
 
@@ -44,18 +45,23 @@ class Trained:
         return float(np.median(found)) if found else math.nan
 
 
-def steps_of(training: Training) -> Any:
-    """Yield (epoch, index, micro-batches) for every optimizer step. A short accumulation window ends an epoch."""
-    for epoch in range(training.epochs):
-        window: list[Any] = []
-        index = 0
-        for batch in training.loader:
-            window.append(batch)
-            if len(window) == training.accumulate:
+def steps_of(training: Training, intervention: Intervention = BASELINE, seed: int = 0) -> Any:
+    """Yield (epoch, index, micro-batches) for every optimizer step. A short accumulation window ends an epoch.
+
+    Raises:
+        NotReplayable: the intervention changes the order of a loader whose order cannot be changed.
+    """
+    with reordered(training.loader, intervention, seed):
+        for epoch in range(training.epochs):
+            window: list[Any] = []
+            index = 0
+            for batch in training.loader:
+                window.append(batch)
+                if len(window) == training.accumulate:
+                    yield epoch, index, window
+                    window, index = [], index + 1
+            if window:
                 yield epoch, index, window
-                window, index = [], index + 1
-        if window:
-            yield epoch, index, window
 
 
 def train(
@@ -69,6 +75,7 @@ def train(
 
     Raises:
         BadTraining: the factory does not build a training.
+        NotReplayable: the intervention changes the order of a loader whose order cannot be changed.
     """
     training = build(source, seed)
     model, optimizer = training.model, training.optimizer
@@ -78,7 +85,7 @@ def train(
     losses: list[float] = []
     sizes: list[int] = []
     intervention.begin(model, optimizer)
-    for step, (epoch, index, window) in enumerate(steps_of(training)):
+    for step, (epoch, index, window) in enumerate(steps_of(training, intervention, seed)):
         n = sum(batches.size(b) for b in window)
         nominal = nominal * training.accumulate if step == 0 and nominal else nominal or n
         if len(probe) < 8 and n == nominal:

@@ -52,6 +52,10 @@ class Ring:
         self.n_slots = SLOTS
         self.refused: str | None = None  # why no snapshot is taken
 
+    def adopt(self, optimizer: Optimizer) -> None:
+        """Another optimizer's state from now on."""
+        self._view = self._view.with_optimizer(optimizer)
+
     def take(self, step: int) -> Slot | None:
         """Copy the complete state, the generators as they are now. None when there is no room for it."""
         if self.refused:

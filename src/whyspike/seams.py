@@ -7,13 +7,16 @@ The loop serves the replay from a capsule and the training from scratch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim import Optimizer
+
+from whyspike.boundary import Boundary
 
 LossFn = Callable[[nn.Module, Any], torch.Tensor]
 
@@ -38,6 +41,16 @@ class StepContext:
     since_event: int | None = None  # steps since the latest event step, 0 on it; None before the first
 
 
+@dataclass(frozen=True, kw_only=True)
+class EpochContext:
+    """What an intervention may look at to decide in which order an epoch draws its samples."""
+
+    epoch: int
+    batch_size: int  # samples of an ordinary batch
+    previous: Sequence[np.ndarray]  # the dataset indices of each epoch before, int64 [N], in the order they were drawn
+    rng: np.random.Generator  # the same for all arms of a pair
+
+
 class Intervention:
     """A change at one seam. The base class is the baseline: it changes nothing.
 
@@ -46,9 +59,18 @@ class Intervention:
     """
 
     words: str = "as it was"
+    epochs: int = 1  # where whole epochs are replayed: how many with this change; the last of them is measured
 
     def begin(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Forget everything: a new replay begins."""
+
+    def order(self, at: EpochContext, ids: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+        """Change which samples an epoch draws, and in which order: one array of dataset indices for each batch."""
+        return ids
+
+    def boundary(self, at: StepContext, boundary: Boundary) -> Boundary:
+        """Change what happens before the step: leave a part of it out with `boundary.without(…)`."""
+        return boundary
 
     def batch(self, at: StepContext, batch: Any) -> Any | None:
         """Change the mini-batch. Returning None skips the step: no forward, no update."""
@@ -76,6 +98,7 @@ class StepRule:
     """What the user's own loop does in a step beside loss, backward and update."""
 
     accumulate: int = 1  # micro-steps per update; the loss of each is divided by it before backward
+    logs: Literal["mean", "sum"] = "mean"  # of the micro-losses: their mean, or their sum over `accumulate`
     clip_grad_norm: float | None = None
     scaler: Any = None  # a torch.amp.GradScaler
 
@@ -92,7 +115,7 @@ def training_step(
     model: nn.Module,
     optimizer: Optimizer,
     loss_fn: LossFn,
-    micro_batches: Sequence[Any],
+    micro_batches: Iterable[Any],
     at: StepContext,
     intervention: Intervention = BASELINE,
     rule: StepRule | None = None,
@@ -100,23 +123,27 @@ def training_step(
     """Train one step, with every seam open to the intervention.
 
     Args:
-        micro_batches: the batches of this step; more than one under gradient accumulation.
+        micro_batches: the batches of this step; more than one under gradient accumulation. Each is asked for right
+            before its forward pass.
         rule: the user's own habits (accumulation, clipping, loss scaling).
 
     Returns:
         The loss as logged. It is None when the intervention skipped the step.
     """
     rule = rule or StepRule()
-    batches = [b for b in (intervention.batch(at, b) for b in micro_batches) if b is not None]
-    if not batches:
-        return StepResult(None)
-    optimizer.zero_grad(set_to_none=True)
-    logged = []
-    for batch in batches:
+    logged: list[torch.Tensor] = []
+    for drawn in micro_batches:
+        batch = intervention.batch(at, drawn)
+        if batch is None:
+            continue
+        if not logged:
+            optimizer.zero_grad(set_to_none=True)
         loss = intervention.loss(at, loss_fn(model, batch))
         logged.append(loss.detach())
         share = loss / rule.accumulate if rule.accumulate > 1 else loss
         (rule.scaler.scale(share) if rule.scaler is not None else share).backward()
+    if not logged:
+        return StepResult(None)
     if rule.scaler is not None:
         rule.scaler.unscale_(optimizer)
     if rule.clip_grad_norm is not None:
@@ -129,4 +156,6 @@ def training_step(
     else:
         optimizer.step()
     intervention.after_update(at, optimizer)
+    if rule.logs == "sum":
+        return StepResult(float(torch.stack(logged).sum()) / rule.accumulate)
     return StepResult(float(torch.stack(logged).mean()) if len(logged) > 1 else float(logged[0]))

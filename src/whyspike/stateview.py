@@ -28,6 +28,11 @@ class StateView:
         self._last: Capsule | None = None
         self._seen: list[Any] = []
 
+    def with_optimizer(self, optimizer: Optimizer) -> StateView:
+        """The same with another optimizer."""
+        model, _, scheduler, scaler = self._of
+        return StateView(model, optimizer, scheduler, scaler)
+
     def read(self, step: int) -> Capsule:
         """The state before `step`, its tensors not copied."""
         if self._of[2] is None and self._of[3] is None and self._last is not None and self._same():

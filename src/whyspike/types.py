@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -125,7 +125,7 @@ class Cure:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What the evidence says about one cause."""
+    """What the evidence says about one cause. `events` is empty where an identity proves it and no event shows it."""
 
     cause: str
     outcome: Outcome
@@ -135,6 +135,11 @@ class Verdict:
     arms: tuple[Arm, ...] = ()
     cures: tuple[Cure, ...] = ()
     reason: str | None = None
+
+    @property
+    def silent(self) -> bool:
+        """Whether no event shows it: proven by an identity all the same."""
+        return not self.events
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +173,15 @@ class Series:
     value: np.ndarray  # float64 [K]
 
 
+@dataclass(frozen=True)
+class Mark:
+    """What happened once, before the step `step`: an epoch's end, an evaluation, a doubled stride (architecture.md)."""
+
+    step: int
+    name: str
+    data: Mapping[str, Any]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """What a training did: one row per optimizer step. Rows are in order and steps do not repeat."""
@@ -187,10 +201,15 @@ class Run:
     facts: Mapping[str, object] = field(default_factory=dict)  # the header of the record, as written
     capsules: tuple[Path, ...] = ()  # pinned snapshots, in order of their step
     trials: tuple[Trial, ...] = ()
+    marks: tuple[Mark, ...] = ()  # in the order in which they were written
     notes: tuple[Note, ...] = ()
 
     def __len__(self) -> int:
         return len(self.step)
+
+    def marked(self, *names: str) -> tuple[Mark, ...]:
+        """The marks of these names."""
+        return tuple(m for m in self.marks if m.name in names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,7 +257,9 @@ class Suspicion:
     evidence: tuple[Evidence, ...]
     outcome: Outcome  # "likely", "refuted" or "untested": what observation alone allows
     reason: str | None = None
-    identity: bool = False  # the evidence is an identity (an exact exponent, equal ids): it proves without trials
+    identity: bool = False  # the evidence is an identity (an exact exponent, equal ids): it proves without trials,
+    # and needs no event
+    harm: Harm | None = None  # where the evidence itself shows it; None: what events and trials show
 
 
 @dataclass(frozen=True, kw_only=True)

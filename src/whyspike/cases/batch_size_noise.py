@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from whyspike.case import Case
+from whyspike.case import PLAIN, Case, Vary
 from whyspike.training import Training
 
 FEATURES = 8
@@ -37,11 +37,14 @@ def squared_error(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) ->
     return F.mse_loss(model(inputs), targets)
 
 
-def training(batch_size: int, seed: int = 0, *, epochs: int = 32, lr: float = 0.05) -> Training:
+def training(batches: int, seed: int = 0, vary: Vary = PLAIN, *, epochs: int = 32, lr: float = 0.05) -> Training:
+    """The regression, in so many times 8 samples."""
     torch.manual_seed(seed)
-    data = heavy_tailed()
-    model = nn.Sequential(nn.Linear(FEATURES, 32), nn.Tanh(), nn.Linear(32, 1))
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    small, width = vary.of(8, vary.batch_size), vary.of(32, vary.width)
+    data = heavy_tailed(16 * small * vary.of(8, vary.n / vary.batch_size))  # full batches, in both of its sizes
+    batch_size = small * batches
+    model = nn.Sequential(nn.Linear(FEATURES, width), nn.Tanh(), nn.Linear(width, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr * vary.lr)
     steps = epochs * len(data) // batch_size
     return Training(
         model=model,
@@ -54,13 +57,13 @@ def training(batch_size: int, seed: int = 0, *, epochs: int = 32, lr: float = 0.
     )
 
 
-def sick(seed: int = 0) -> Training:
+def sick(seed: int = 0, vary: Vary = PLAIN) -> Training:
     """The telling run."""
-    return training(8, seed)
+    return training(1, seed, vary)
 
 
-def healthy(seed: int = 0) -> Training:
-    return training(128, seed)
+def healthy(seed: int = 0, vary: Vary = PLAIN) -> Training:
+    return training(16, seed, vary)
 
 
 CASE = Case(

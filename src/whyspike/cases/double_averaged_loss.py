@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from whyspike.case import Case
+from whyspike.case import PLAIN, Case, Vary
 from whyspike.training import Training
 
 CELLS, CELL_PIXELS, CLASSES = 4, 8, 11
@@ -49,15 +49,15 @@ def scenes(n: int = 1026, seed: int = 0) -> TensorDataset:
 class Detector(nn.Module):
     """Scores (B, 16, 11) and offsets (B, 16, 2) for images (B, 1, 32, 32)."""
 
-    def __init__(self, width: int = 32) -> None:
+    def __init__(self, widths: tuple[int, int] = (32, 48)) -> None:
         super().__init__()
         self.features = nn.Sequential(
-            nn.Conv2d(1, width, 4, stride=4),
+            nn.Conv2d(1, widths[0], 4, stride=4),
             nn.LeakyReLU(0.1),
-            nn.Conv2d(width, 48, 4, stride=2, padding=1),
+            nn.Conv2d(*widths, 4, stride=2, padding=1),
             nn.LeakyReLU(0.1),
         )
-        self.head = nn.Conv2d(48, CLASSES + 2, 1)
+        self.head = nn.Conv2d(widths[1], CLASSES + 2, 1)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         cells = self.head(self.features(images)).flatten(2).transpose(1, 2)
@@ -81,11 +81,16 @@ def multibox_loss_averaged_twice(model: nn.Module, batch: Batch) -> torch.Tensor
 
 
 def training(
-    *, twice: bool, seed: int = 0, epochs: int = 12, lr: float = 0.0125, n: int = 1026, batch_size: int = 32
+    *, twice: bool, left: int = 2, seed: int = 0, vary: Vary = PLAIN, epochs: int = 12, lr: float = 0.0125
 ) -> Training:
-    """The detector's training. `lr` is that of the honest loss; the faulty one gets `batch_size` times as much."""
+    """The detector's training, with so many images in its last batch.
+
+    `lr` is that of the honest loss; the faulty one gets batch size times as much.
+    """
     torch.manual_seed(seed)
-    model = Detector()
+    model = Detector((vary.of(32, vary.width), vary.of(48, vary.width)))
+    batch_size, lr = vary.of(32, vary.batch_size), lr * vary.lr
+    n = vary.of(32, vary.n / vary.batch_size) * batch_size + left
     optimizer = torch.optim.SGD(model.parameters(), lr=lr * batch_size if twice else lr, momentum=0.9)
     loader = DataLoader(scenes(n), batch_size=batch_size, shuffle=True, generator=torch.Generator().manual_seed(seed))
     return Training(
@@ -97,12 +102,12 @@ def training(
     )
 
 
-def sick(seed: int = 0) -> Training:
-    return training(twice=True, seed=seed)
+def sick(seed: int = 0, vary: Vary = PLAIN) -> Training:
+    return training(twice=True, seed=seed, vary=vary)
 
 
-def healthy(seed: int = 0) -> Training:
-    return training(twice=False, seed=seed)
+def healthy(seed: int = 0, vary: Vary = PLAIN) -> Training:
+    return training(twice=False, seed=seed, vary=vary)
 
 
 CASE = Case(

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from whyspike.case import Case
+from whyspike.case import PLAIN, Case, Vary
 from whyspike.training import Training
 
 FEATURES = 16
@@ -35,27 +35,31 @@ def squared_error(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) ->
     return F.mse_loss(model(inputs), targets)
 
 
-def training(n: int, seed: int = 0, *, batch_size: int = 1024, epochs: int = 13, lr: float = 0.08) -> Training:
+def training(*, left: int, seed: int = 0, vary: Vary = PLAIN, epochs: int = 13, lr: float = 0.08) -> Training:
+    """The regression, on so many samples more than fill the batches."""
     torch.manual_seed(seed)
-    model = nn.Sequential(nn.Linear(FEATURES, 128), nn.Tanh(), nn.Linear(128, 64), nn.Tanh(), nn.Linear(64, 1))
-    loader = DataLoader(
-        noisy_targets(n), batch_size=batch_size, shuffle=True, generator=torch.Generator().manual_seed(seed)
+    first, second = vary.of(128, vary.width), vary.of(64, vary.width)
+    model = nn.Sequential(
+        nn.Linear(FEATURES, first), nn.Tanh(), nn.Linear(first, second), nn.Tanh(), nn.Linear(second, 1)
     )
+    batch_size = vary.of(1024, vary.batch_size)
+    data = noisy_targets(vary.of(65, vary.n / vary.batch_size) * batch_size + left)
+    loader = DataLoader(data, batch_size=batch_size, shuffle=True, generator=torch.Generator().manual_seed(seed))
     return Training(
         model=model,
-        optimizer=torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9),
+        optimizer=torch.optim.SGD(model.parameters(), lr=lr * vary.lr, momentum=0.9),
         loss_fn=squared_error,
         loader=loader,
         epochs=epochs,
     )
 
 
-def sick(seed: int = 0) -> Training:
-    return training(66562, seed)
+def sick(seed: int = 0, vary: Vary = PLAIN) -> Training:
+    return training(left=2, seed=seed, vary=vary)
 
 
-def healthy(seed: int = 0) -> Training:
-    return training(66560, seed)
+def healthy(seed: int = 0, vary: Vary = PLAIN) -> Training:
+    return training(left=0, seed=seed, vary=vary)
 
 
 CASE = Case(

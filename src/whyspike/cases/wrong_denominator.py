@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
-from whyspike.case import Case
+from whyspike.case import PLAIN, Case, Vary
 from whyspike.training import Training
 
 CAMERAS, BATCH, SIDE = 128, 16, 8
@@ -24,16 +24,20 @@ LONELY, FEW, MEAN = 40, 2, 20  # the camera that sees few objects; objects of it
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
+def mean_objects(images: int) -> float:
+    return MEAN * images / BATCH
+
+
 @cache
-def scenes(seed: int = 0) -> TensorDataset:
-    """Images (1024, 1, 8, 8), their noisy heat maps, and which cells hold an object, bool (1024, 8, 8)."""
+def scenes(cameras: int = CAMERAS, images: int = BATCH, seed: int = 0) -> TensorDataset:
+    """Images (N, 1, 8, 8) of every camera, their noisy heat maps, and which cells hold an object, bool (N, 8, 8)."""
     draw = torch.Generator().manual_seed(seed)
-    cells = BATCH * SIDE * SIDE
-    objects = torch.zeros(CAMERAS, cells, dtype=torch.bool)
-    for camera in range(CAMERAS):
-        count = int(MEAN * (0.8 + 0.4 * torch.rand((), generator=draw))) if camera != LONELY else FEW
+    cells = images * SIDE * SIDE
+    objects = torch.zeros(cameras, cells, dtype=torch.bool)
+    for camera in range(cameras):
+        count = int(mean_objects(images) * (0.8 + 0.4 * torch.rand((), generator=draw))) if camera != LONELY else FEW
         objects[camera, torch.randperm(cells, generator=draw)[:count]] = True
-    objects = objects.reshape(CAMERAS * BATCH, SIDE, SIDE)
+    objects = objects.reshape(cameras * images, SIDE, SIDE)
     heat = objects[:, None].float()
     blurred = 3 * F.avg_pool2d(heat, 3, stride=1, padding=1)
     noise = torch.randn(2, *heat.shape, generator=draw)
@@ -43,23 +47,23 @@ def scenes(seed: int = 0) -> TensorDataset:
 class CameraByCamera(Sampler[int]):
     """The images of one camera after the other, the cameras in a new order every epoch."""
 
-    def __init__(self, seed: int) -> None:
-        self.draw = torch.Generator().manual_seed(seed)
+    def __init__(self, cameras: int, images: int, seed: int) -> None:
+        self.cameras, self.images, self.draw = cameras, images, torch.Generator().manual_seed(seed)
 
     def __len__(self) -> int:
-        return CAMERAS * BATCH
+        return self.cameras * self.images
 
     def __iter__(self) -> Iterator[int]:
-        for camera in torch.randperm(CAMERAS, generator=self.draw).tolist():
-            yield from range(camera * BATCH, (camera + 1) * BATCH)
+        for camera in torch.randperm(self.cameras, generator=self.draw).tolist():
+            yield from range(camera * self.images, (camera + 1) * self.images)
 
 
 class HeatMap(nn.Module):
     """One value per cell, (B, 1, 8, 8), for images (B, 1, 8, 8)."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 8) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.LeakyReLU(0.1), nn.Conv2d(8, 1, 1))
+        self.layers = nn.Sequential(nn.Conv2d(1, width, 3, padding=1), nn.LeakyReLU(0.1), nn.Conv2d(width, 1, 1))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.layers(images)
@@ -67,7 +71,7 @@ class HeatMap(nn.Module):
 
 def loss_over_constant(model: nn.Module, batch: Batch) -> torch.Tensor:
     images, heat, _ = batch
-    return (model(images) - heat).square().sum() / (MEAN * len(images) / BATCH)
+    return (model(images) - heat).square().sum() / mean_objects(len(images))
 
 
 def loss_over_objects(model: nn.Module, batch: Batch) -> torch.Tensor:
@@ -76,24 +80,25 @@ def loss_over_objects(model: nn.Module, batch: Batch) -> torch.Tensor:
     return (model(images) - heat).square().sum() / objects.sum().clamp(min=1)
 
 
-def training(*, by_objects: bool, seed: int = 0, epochs: int = 12, lr: float = 1e-3) -> Training:
+def training(*, by_objects: bool, seed: int = 0, vary: Vary = PLAIN, epochs: int = 12, lr: float = 1e-3) -> Training:
     torch.manual_seed(seed)
-    model = HeatMap()
+    model = HeatMap(vary.of(8, vary.width))
+    cameras, images = vary.of(CAMERAS, vary.n / vary.batch_size, LONELY + 1), vary.of(BATCH, vary.batch_size)
     return Training(
         model=model,
-        optimizer=torch.optim.SGD(model.parameters(), lr=lr),
+        optimizer=torch.optim.SGD(model.parameters(), lr=lr * vary.lr),
         loss_fn=loss_over_objects if by_objects else loss_over_constant,
-        loader=DataLoader(scenes(), batch_size=BATCH, sampler=CameraByCamera(seed)),
+        loader=DataLoader(scenes(cameras, images), batch_size=images, sampler=CameraByCamera(cameras, images, seed)),
         epochs=epochs,
     )
 
 
-def sick(seed: int = 0) -> Training:
-    return training(by_objects=True, seed=seed)
+def sick(seed: int = 0, vary: Vary = PLAIN) -> Training:
+    return training(by_objects=True, seed=seed, vary=vary)
 
 
-def healthy(seed: int = 0) -> Training:
-    return training(by_objects=False, seed=seed)
+def healthy(seed: int = 0, vary: Vary = PLAIN) -> Training:
+    return training(by_objects=False, seed=seed, vary=vary)
 
 
 CASE = Case(

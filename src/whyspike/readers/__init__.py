@@ -1,30 +1,90 @@
-"""Reading a run: one file in this folder is one format, with `sniff(path) -> bool` and `read(path) -> Run`."""
+"""Reading a run: one file in this folder is one format.
+
+A reader has a `NAME`, `sniff(source) -> float` (how surely the source is of its format, 0 to 1) and
+`read(source, asked) -> tuple[Run, ...]`. The surest reader reads. Nothing is registered.
+"""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
+from functools import cache
 from pathlib import Path
+from typing import Protocol
 
 from whyspike.errors import UnreadableRun
+from whyspike.logs.assemble import Asked
+from whyspike.logs.source import Source
 from whyspike.types import Run
 
 
+class Reader(Protocol):
+    """What a file of this folder offers."""
+
+    NAME: str
+
+    def sniff(self, source: Source) -> float:
+        """How surely the source is of this format: 0 not at all, 1 beyond doubt."""
+        ...
+
+    def read(self, source: Source, asked: Asked) -> tuple[Run, ...]:
+        """The runs in it."""
+        ...
+
+
+@cache
+def readers() -> tuple[Reader, ...]:
+    """Every reader, in the order of their names."""
+    from whyspike.readers import runfolder
+
+    names = sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+    others = [importlib.import_module(f"{__name__}.{name}") for name in names if name != "runfolder"]
+    return (runfolder.READER, *others)  # type: ignore[return-value]
+
+
 def read(path: Path) -> Run:
-    """Read a run, whatever its format.
+    """Read the one run of a path, whatever its format; the latest where there are several.
 
     Raises:
         UnreadableRun: nothing is there, or no reader knows what is there.
     """
-    if not path.exists():
+    return read_all(Source(path))[-1]
+
+
+def read_all(source: Source, asked: Asked | None = None) -> tuple[Run, ...]:
+    """Read the runs of a source, whatever its format.
+
+    Raises:
+        UnreadableRun: nothing is there, no reader knows what is there, or it holds no curve.
+    """
+    if source.name != "standard input" and not source.path.exists():
         raise UnreadableRun(
-            f"{path} does not exist; give the folder of a recorded run, e.g. whyspike-runs/<name>-<time>"
+            f"{source.name} does not exist; give the folder of a recorded run, e.g. whyspike-runs/<name>-<time>, or "
+            "the log of a training"
         )
-    for module in sorted(m.name for m in pkgutil.iter_modules(__path__)):
-        reader = importlib.import_module(f"{__name__}.{module}")
-        if reader.sniff(path):
-            return reader.read(path)
-    what = "a folder" if path.is_dir() else "a file"
-    raise UnreadableRun(
-        f"{path} is {what} that no reader knows; a run recorded by whyspike.watch() is a folder with run.json in it"
+    surest = max(readers(), key=lambda reader: reader.sniff(source))
+    if surest.sniff(source) > 0:
+        return surest.read(source, asked or Asked())
+    raise UnreadableRun(_unknown(source))
+
+
+def _unknown(source: Source) -> str:
+    """What was found, what is needed, what to write."""
+    if source.is_folder:
+        inside = sorted(p.name for p in source.path.iterdir())
+        what = (
+            f"a folder with {', '.join(inside[:5])}{' and more' if len(inside) > 5 else ''}"
+            if inside
+            else "an empty folder"
+        )
+    elif not source.content:
+        what = "an empty file"
+    elif not source.is_text:
+        what = "a binary file"
+    else:
+        line = next((line for line in source.lines if line.strip()), "").strip()
+        what = f"text that begins with {line[:60]!r}"
+    return (
+        f"{source.name} is {what}, and holds no loss curve that a reader knows; it needs a step and a loss in every "
+        "row, e.g. a CSV file with the header step,loss"
     )

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from whyspike.errors import UnreadableRun
+from whyspike.logs.assemble import Asked
+from whyspike.logs.source import Source
 from whyspike.runfolder import FORMAT, FRAMES, HEADER, VERSION, capsule_paths, frames, read_trials, unpack
-from whyspike.types import Note, Run, Series
+from whyspike.types import Mark, Note, Run, Series
 
 NAME = "whyspike"
 SHORT = 64  # steps: the window that an event's height is measured against
@@ -41,7 +43,7 @@ def read(path: Path) -> Run:
     steps: list[dict[str, np.ndarray]] = []
     points: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     names: dict[str, list[str]] = {}
-    marks: list[dict[str, Any]] = []
+    marks: list[Mark] = []
     notes: list[Note] = []
     source = frames(path / FRAMES)
     while True:
@@ -64,7 +66,7 @@ def read(path: Path) -> Run:
             for j, column in enumerate(columns):
                 points.setdefault(f"{frame['name']}/{column}", []).append((unpack(frame["step"]), table[:, j]))
         elif kind == "mark":
-            marks.append({"step": frame["step"], "name": frame["name"], "data": frame["data"]})
+            marks.append(Mark(frame["step"], frame["name"], frame["data"]))
     if not steps:
         raise UnreadableRun(
             f"{path} holds a header but no training step; call rec.step(loss) once after every optimizer.step() and "
@@ -145,7 +147,7 @@ def _run(
     facts: dict[str, Any],
     steps: list[dict[str, np.ndarray]],
     points: dict[str, list[tuple[np.ndarray, np.ndarray]]],
-    marks: list[dict[str, Any]],
+    marks: list[Mark],
     notes: list[Note],
 ) -> Run:
     loss = _column(steps, "loss", "f8")
@@ -157,8 +159,8 @@ def _run(
         text = f"{len(loss)} steps were recorded; an event is measured against the {SHORT} steps before it"
         notes.append(Note(id="too-short", text=text))
     for mark in marks:
-        if mark["name"] == "facts":  # learned after the header was written
-            facts.update(mark["data"])
+        if mark.name == "facts":  # learned after the header was written
+            facts.update(mark.data)
     batch_size = facts.get("step_size")
     if n_samples is not None and len(n_samples):
         batch_size = Counter(n_samples.tolist()).most_common(1)[0][0] or None
@@ -175,9 +177,10 @@ def _run(
         signals=_signals(steps, points),
         steps_per_epoch=_steps_per_epoch(epoch, index, facts),
         batch_size=batch_size if isinstance(batch_size, int) else None,
-        facts={**facts, "marks": marks},
+        facts=facts,
         capsules=tuple(capsule_paths(path)),
         trials=read_trials(path),
+        marks=tuple(marks),
         notes=tuple(notes),
     )
 
@@ -190,3 +193,18 @@ def _steps_per_epoch(epoch: np.ndarray | None, index: np.ndarray | None, facts: 
             return Counter((index[ends] + 1).tolist()).most_common(1)[0][0]
     promised = facts.get("steps_per_epoch")
     return promised if isinstance(promised, int) else None
+
+
+class _Reader:
+    """The format among the others: a folder that holds one run."""
+
+    NAME = NAME
+
+    def sniff(self, source: Source) -> float:
+        return 1.0 if source.is_folder and sniff(source.path) else 0.0
+
+    def read(self, source: Source, asked: Asked) -> tuple[Run, ...]:
+        return (read(source.path),)
+
+
+READER = _Reader()

@@ -195,6 +195,19 @@ def heights(events: tuple[Event, ...]) -> str | None:
     return "; ".join(known + unknown)
 
 
+def height_and_harm(diagnosis: Diagnosis) -> str | None:
+    """The heights of the highest event, and what the answer means for the network; the latter alone without events."""
+    verdict = sort(diagnosis).answer
+    said = [heights(events_of(diagnosis, verdict)), None if verdict is None else _harm(verdict)]
+    return "; ".join(s for s in said if s) or None
+
+
+def _harm(verdict: Verdict) -> str:
+    if verdict.silent and verdict.harm == "cosmetic":
+        return "proven without an event: none of this loss shows it"
+    return HARM[verdict.harm]
+
+
 def logged(event: Event) -> str:
     """`logged 15.9 x`; a non-finite loss has no factor."""
     if event.reported is None and event.kind != "non-finite":

@@ -91,7 +91,7 @@ def _content(diagnosis: Diagnosis) -> dict[str, Any]:
         "sentence": _signs(words.first_sentence(diagnosis)[0]),
         "more": _signs(words.first_sentence(diagnosis)[1]),
         "where": words.where(diagnosis, events),
-        "heights": _signs(words.heights(events) or ""),
+        "heights": _signs(words.height_and_harm(diagnosis) or ""),
         "events": sorted(
             words.left_over(diagnosis) if parts.answer else diagnosis.events, key=words.height, reverse=True
         )[:8],

@@ -26,8 +26,8 @@ def _report(diagnosis: Diagnosis) -> Iterator[str]:
     if said := words.sentence(diagnosis):
         yield f"{_text(said)}\n"
     yield _text(f"{words.where(diagnosis, events)}.")
-    if high := words.heights(events):
-        yield _text(f"{high[0].upper()}{high[1:]}" + (f"; {words.HARM[parts.answer.harm]}." if parts.answer else "."))
+    if said := words.height_and_harm(diagnosis):
+        yield _text(f"{said[0].upper()}{said[1:]}.")
     yield ""
     if parts.answer is not None:
         yield from _verdict(parts.answer)

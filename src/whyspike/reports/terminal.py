@@ -121,9 +121,8 @@ def _where(diagnosis: Diagnosis) -> Iterator[RenderableType]:
     verdict = words.sort(diagnosis).answer
     events = words.events_of(diagnosis, verdict)
     yield Gutter(Text(words.where(diagnosis, events)), first="  --> ", rest="      ")
-    if high := words.heights(events):
-        harm = f"; {words.HARM[verdict.harm]}" if verdict else ""
-        yield Gutter(Text(high + harm))
+    if said := words.height_and_harm(diagnosis):
+        yield Gutter(Text(said))
     if verdict is None and diagnosis.events:
         table = _table()
         for event in sorted(diagnosis.events, key=words.height, reverse=True)[:8]:

@@ -1,0 +1,188 @@
+"""From the rows of a log to the runs in it: which column is what, in which order, in which epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import numpy as np
+
+from whyspike.errors import UnreadableRun
+from whyspike.form import count, number, plain
+from whyspike.logs import epochs, order, roles, values
+from whyspike.logs.table import Column, Table
+from whyspike.points import spacing
+from whyspike.types import Note, Run, Series
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a person says about a log because it is not in it."""
+
+    loss: str | None = None  # the name of the column
+    steps_per_epoch: float | None = None
+    batch_size: int | None = None
+    dataset_size: int | None = None
+
+    @property
+    def epoch_length(self) -> tuple[float, str] | None:
+        """Updates in an epoch, and where they come from. The last batch of an epoch counts, however small."""
+        if self.steps_per_epoch is not None:
+            return self.steps_per_epoch, "--steps-per-epoch"
+        if self.dataset_size is not None and self.batch_size is not None:
+            return float(ceil(self.dataset_size / self.batch_size)), "--dataset-size and --batch-size"
+        return None
+
+
+def runs(tables: Sequence[Table], *, source: str, reader: str, asked: Asked | None = None) -> tuple[Run, ...]:
+    """The runs of a log's tables, in their order.
+
+    Raises:
+        UnreadableRun: there is no loss curve in any of them; the message says what was found and what to write.
+    """
+    asked = asked or Asked()
+    made: list[Run] = []
+    problems: list[UnreadableRun] = []
+    for table in tables:
+        try:
+            made += _of_table(table, source, reader, asked)
+        except UnreadableRun as error:
+            problems.append(error)
+    if not made:
+        raise problems[0] if problems else UnreadableRun(f"{source} holds no row with a number in it")
+    return tuple(made)
+
+
+def _of_table(table: Table, source: str, reader: str, asked: Asked) -> list[Run]:
+    found = roles.choose(table, source, asked.loss)
+    loss = table.columns[found.loss]
+    if len(loss.row) < 2:
+        raise UnreadableRun(
+            f"{source} holds {'one value' if len(loss.row) else 'no value'} of {plain(found.loss)}; a curve "
+            "needs more: log the loss of every step"
+        )
+    step_column = table.columns[found.step] if found.step else None
+    epoch = _dense(table.columns[found.epoch], table.n_rows) if found.epoch else None
+    epoch_only = step_column is None and epoch is not None and _one_each(epoch[loss.row])
+    if step_column is not None:
+        step = _dense(step_column, table.n_rows)
+    else:
+        step = np.full(table.n_rows, np.nan)
+        step[loss.row] = np.floor(epoch[loss.row]) if epoch_only and epoch is not None else np.arange(len(loss.row))
+    made = [
+        _of_piece(table, found, piece, asked, source, reader, epoch_only=epoch_only)
+        for piece in order.arrange(step, None if epoch_only else epoch)
+    ]
+    whole = [run for run in made if run is not None]
+    if not whole:
+        raise UnreadableRun(f"{source} holds no step that has a value of {plain(found.loss)}")
+    return whole
+
+
+def _dense(column: Column, n_rows: int) -> np.ndarray:
+    out = np.full(n_rows, np.nan)
+    out[column.row] = column.value
+    return out
+
+
+def _one_each(epoch: np.ndarray) -> bool:
+    """Whether the rows are one for each epoch."""
+    known = epoch[np.isfinite(epoch)]
+    return len(known) > 1 and bool(np.all(np.diff(known) == 1))
+
+
+def _of_piece(
+    table: Table, found: roles.Roles, piece: order.Piece, asked: Asked, source: str, reader: str, *, epoch_only: bool
+) -> Run | None:
+    place = np.full(table.n_rows, -1)
+    place[piece.rows] = np.arange(len(piece.rows))
+
+    def series(column: Column) -> tuple[np.ndarray, np.ndarray, Note | None]:
+        at = place[column.row]
+        here = np.flatnonzero(at >= 0)
+        here = here[np.argsort(at[here], kind="stable")]
+        step = piece.step[at[here]]
+        kept, note = order.once(step)
+        return step[kept], column.value[here[kept]], note
+
+    step, loss, twice = series(table.columns[found.loss])
+    if len(step) < 2:
+        return None
+    zero = table.zero if table.zero is not None else 0 if epoch_only else values.zero_of(step)
+    said = {"loss": f"column {found.loss!r}"}
+    if found.others:
+        shown = ", ".join(repr(plain(o)) for o in found.others[:6])
+        said["loss"] += f" (also there: {shown}; --loss NAME takes another)"
+    said["step"] = (
+        f"column {found.step!r}" if found.step else "the number of the row" if not epoch_only else "the epoch"
+    )
+    placed = None if epoch_only else _epochs(table, found, piece, step - zero, zero, asked, series)
+    signals: dict[str, Series] = {}
+    lr: np.ndarray | None = None
+    for name, column in table.columns.items():
+        if name in (found.loss, found.step, found.epoch):
+            continue
+        at, value, _ = series(column)
+        if not len(at):
+            continue
+        if name == found.lr:
+            lr = _latest(at, value, step)
+            said["lr"] = f"column {name!r}"
+        signals[plain(name)] = Series(at, value)
+    facts: dict[str, Any] = {**table.facts, "logged_every": spacing(step)[0], "first_step": zero}
+    if placed is not None:
+        said["steps_per_epoch"] = f"{number(placed.length)}, from {placed.said}"
+        facts["epoch_length"] = placed.length
+        facts["epochs_exact"] = placed.exact
+    notes = [*table.notes, *piece.notes, *([twice] if twice else [])]
+    notes += values.notes(step, loss, zero, table.averaged, epoch_only=epoch_only)
+    return Run(
+        source=f"{source}: {plain(table.name)}" if table.name else source,
+        reader=reader,
+        step=step,
+        loss=loss,
+        epoch=placed.epoch if placed else None,
+        index=placed.index if placed else None,
+        lr=lr,
+        signals=signals,
+        steps_per_epoch=max(1, round(placed.length)) if placed else None,
+        batch_size=asked.batch_size,
+        facts={**facts, "reader_says": said},
+        marks=(*table.marks, *piece.marks),
+        notes=tuple(notes),
+    )
+
+
+def _epochs(
+    table: Table,
+    found: roles.Roles,
+    piece: order.Piece,
+    done: np.ndarray,
+    zero: int,
+    asked: Asked,
+    series: Any,
+) -> epochs.Epochs | None:
+    """The place of each step in its epoch: as the person says, else as the log does."""
+    if (given := asked.epoch_length) is not None:
+        return epochs.of_length(done, *given)
+    if piece.epoch_length is not None:
+        return epochs.of_length(done, piece.epoch_length, "the step counter, which starts anew in every epoch")
+    if found.epoch is None:
+        return None
+    at, value, _ = series(table.columns[found.epoch])
+    return epochs.of_column(at - zero, value, where=done, total=table.epoch_total, name=found.epoch)
+
+
+def _latest(at: np.ndarray, value: np.ndarray, step: np.ndarray) -> np.ndarray:
+    """A signal at each step: its latest value, nan before the first."""
+    place = np.searchsorted(at, step, side="right") - 1
+    return np.where(place >= 0, value[np.maximum(place, 0)], np.nan)
+
+
+def described(run: Run) -> str:
+    """One line on what was read and how it was taken."""
+    said = run.facts.get("reader_says")
+    parts = [f"{k.replace('_', ' ')}: {v}" for k, v in said.items()] if isinstance(said, dict) else []
+    return f"{count(len(run))} values read as {run.reader}; {'; '.join(parts)}"

@@ -1,0 +1,66 @@
+"""A log that holds every k-th step, seen as points: the k-th step apart is the next one.
+
+What looks for events counts steps: 64 before, 30 between two episodes. In a log of every 50th step these are 64 and 30
+points. So a run is turned into points, looked at, and what is found is put back into the steps that the log names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from whyspike.types import Event, Run
+
+REGULAR = 0.9  # of the distances between neighbouring rows are the same
+
+
+def spacing(step: np.ndarray) -> tuple[int, bool]:
+    """The most frequent distance between neighbouring rows in steps, and whether nearly all have it."""
+    gaps = np.diff(step)
+    if not len(gaps):
+        return 1, True
+    values, counts = np.unique(gaps, return_counts=True)
+    return max(1, int(values[counts.argmax()])), bool(counts.max() >= REGULAR * len(gaps))
+
+
+def as_points(run: Run) -> Run:
+    """The run with its rows for steps. A run of every step is returned as it is.
+
+    The position in the epoch becomes that of the point among the epoch's points. Where an epoch does not hold a whole
+    number of points, neighbouring epochs differ by one.
+    """
+    every, _ = spacing(run.step)
+    if not len(run) or (every == 1 and run.step[-1] - run.step[0] + 1 <= len(run) / REGULAR):
+        return run
+    index = epoch_points = None
+    if run.epoch is not None:
+        starts = np.flatnonzero(np.diff(run.epoch, prepend=run.epoch[0] - 1) != 0)
+        index = np.arange(len(run)) - np.repeat(starts, np.diff(np.append(starts, len(run))))
+        if run.index is not None:  # a log that begins inside an epoch
+            index = index + np.repeat(run.index[starts] // every, np.diff(np.append(starts, len(run))))
+    if run.steps_per_epoch:
+        epoch_points = max(1, round(run.steps_per_epoch / every))
+    signals = {
+        name: replace(s, step=np.searchsorted(run.step, s.step, side="left").clip(0, len(run) - 1))
+        for name, s in run.signals.items()
+        if name == "probe"
+    }
+    return replace(run, step=np.arange(len(run)), index=index, steps_per_epoch=epoch_points, signals=signals)
+
+
+def in_steps(run: Run, events: Sequence[Event]) -> tuple[Event, ...]:
+    """Events of `as_points(run)` in the steps of the run."""
+    points = as_points(run)
+    if points is run:
+        return tuple(events)
+    every, _ = spacing(run.step)
+
+    def step(point: int) -> int:
+        return int(run.step[min(max(point, 0), len(run) - 1)])
+
+    def period(e: Event) -> int | None:
+        return run.steps_per_epoch if e.period == points.steps_per_epoch else e.period * every if e.period else None
+
+    return tuple(replace(e, step=step(e.step), last_step=step(e.last_step), period=period(e)) for e in events)
