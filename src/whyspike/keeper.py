@@ -17,9 +17,9 @@ from whyspike.boundary import Boundary
 from whyspike.capsule_file import StepRecord
 from whyspike.errors import NotReplayable
 from whyspike.pins import Pins
-from whyspike.recordwriter import Step, n_samples, sample_ids
 from whyspike.ring import Ring, Slot, main_memory
 from whyspike.runfolder import RunFolder
+from whyspike.stretch import Step, Stretch, n_samples, sample_ids
 from whyspike.strides import Stride
 
 FOLLOW = 28  # steps after an event, or after the last batch of an epoch, that a capsule holds
@@ -110,13 +110,14 @@ class Keeper:
         if room < HELD_STEPS:
             self.held = deque(self.held, maxlen=max(1, room))
 
-    def follow(self, first: int, steps: list[Step]) -> None:
-        """Steps have ended, beginning with step `first`; `held` has them already.
+    def follow(self, stretch: Stretch) -> None:
+        """Steps have ended; `held` has them already.
 
         A batch that the training has modified in place is not what was drawn. From the first such on, copies are kept.
         Every batch is looked at again before it is written.
         """
-        self._end = first + len(steps)
+        steps = stretch.steps
+        self._end = stretch.first + len(steps)
         if self.held and self.held[-1] is not steps[-1]:  # losses on a GPU have been read meanwhile
             for _ in range(min(len(steps), len(self.held))):
                 self.held.pop()
@@ -127,7 +128,7 @@ class Keeper:
             for batch, versions, *_ in draws:
                 if versions is not None and versions != _versions(batch):
                     self._copy, self.fresh = True, None
-                    self._say("batches-modified", first, {})
+                    self._say("batches-modified", stretch.first, {})
                     return
 
     def _held_from(self) -> int:

@@ -34,13 +34,14 @@ from whyspike.frozen import rng_state
 from whyspike.hyper import Hyper, hyperparameters, without_lr
 from whyspike.keeper import Keeper
 from whyspike.loader_ids import LoaderIds, compact, length, loader_facts
-from whyspike.lossvalue import describe, number, number_or_later, read_all
+from whyspike.lossvalue import describe, number, number_or_later
 from whyspike.measure import Measures
-from whyspike.recordwriter import Context, Draw, RecordWriter, Step, n_samples
+from whyspike.recordwriter import RecordWriter
 from whyspike.rngnotes import RngNotes
 from whyspike.runfolder import LOG, RunFolder
 from whyspike.runheader import header
 from whyspike.seams import LossFn
+from whyspike.stretch import Context, Draw, Step, Stretch
 from whyspike.strides import counts
 
 if TYPE_CHECKING:
@@ -254,7 +255,7 @@ class Recorder:
             return
         try:
             if type(loss) is torch.Tensor and loss.is_cpu:
-                value = loss.detach().item()
+                value = loss.item()
             else:
                 value = number_or_later(loss)
             entry = (value, self._draws, self._context, self._clip)
@@ -553,15 +554,15 @@ class Recorder:
         """Read the losses, ask the detector, and write what is due."""
         now, keeper = monotonic(), self._keeper
         if self._steps:
-            first, steps = self._step - len(self._steps), self._take_steps()
-            self._writer.steps(first, steps)
+            stretch = self._take_steps()
+            self._writer.steps(stretch)
             self._measures.read()
             if keeper is not None:
-                keeper.follow(first, steps)
+                keeper.follow(stretch)
                 self._fresh = keeper.fresh
                 self._look = self._look or self._fresh is None
-            self._detect(first, steps, now)
-            self._recent.extend([s[0] for s in steps])
+            self._detect(stretch, now)
+            self._recent.extend(stretch.loss)
             highest = max(self._recent)
             self._alarm = highest * ALARM if highest > 0 else inf
             since, step = self._drained
@@ -579,25 +580,22 @@ class Recorder:
         every = DRAIN_STEPS[1] if keeper is None else keeper.stride.every
         self._drain_at = self._step + min(max(every, DRAIN_STEPS[0]), DRAIN_STEPS[1])
 
-    def _take_steps(self) -> list[Step]:
-        """The steps that are not drained yet, with their losses read."""
+    def _take_steps(self) -> Stretch:
+        """The steps that are not drained yet."""
         steps, self._steps = self._steps, []
-        if any(type(s[0]) is not float for s in steps):
-            values = read_all([s[0] for s in steps])
-            steps = [(value, *s[1:]) for value, s in zip(values, steps, strict=True)]
         self._micro_per_step = len(steps[-1][1]) or 1
-        return steps
+        return Stretch(self._step - len(steps), steps)
 
-    def _detect(self, first: int, steps: list[Step], now: float) -> None:
+    def _detect(self, stretch: Stretch, now: float) -> None:
         if self._detector is None:
             from whyspike.detect import Detector
 
             self._detector = Detector(batch_size=self._nominal if self._nominal >= 0 else None)
-        update, probes = self._detector.update, self._measures.probes
-        for step, (loss, draws, context, _) in enumerate(steps, first):
-            n = draws[0][3] if len(draws) == 1 else n_samples(draws)
-            if update(step, loss, n_samples=n if n > 0 else None, probe=probes.pop(step, None) if probes else None):
-                self._event(step, loss, context, now)
+        first, probes = stretch.first, self._measures.probes
+        n = stretch.n_samples if min(stretch.n_samples) > 0 else [n if n > 0 else None for n in stretch.n_samples]
+        for k in self._detector.updates(range(first, first + len(n)), stretch.loss, n, probes):
+            self._event(first + k, stretch.loss[k], stretch.steps[k][2], now)
+        probes.clear()
 
     def _event(self, step: int, loss: float, context: Context, now: float) -> None:
         fresh = step - self._last_event > EVENT_APART
@@ -686,8 +684,7 @@ class Recorder:
         if was_on and not isinstance(error, OSError):
             with suppress(Exception):  # what is already collected may still be good
                 if self._steps:
-                    first, steps = self._step - len(self._steps), self._take_steps()
-                    self._writer.steps(first, steps)
+                    self._writer.steps(self._take_steps())
                 self._need_folder()
                 self._writer.flush()
         self._let_go()
