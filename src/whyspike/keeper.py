@@ -26,9 +26,9 @@ FOLLOW = 28  # steps after an event, or after the last batch of an epoch, that a
 HORIZON = 20  # of them a replay needs at least so many (replay.HORIZON)
 LEAD = 4  # a snapshot is taken so many steps before the last one of an epoch: an experiment wants ordinary steps, too
 APART = 8  # steps between two snapshots at least
-HELD_STEPS = 128  # steps whose batches are kept in memory: a snapshot every 64, the detector's delay, and FOLLOW
+HELD_STEPS = 160  # steps whose batches are kept in memory: a snapshot every 64, the detector's delay, and FOLLOW
 HELD_BYTES = 1 << 30  # and no more than this of them, nor than a sixteenth of the machine's memory
-DELAY = 34  # steps until a row is read at the latest
+NEVER = 1 << 62
 TRUST_AFTER = 16  # batches whose version counters were all the same
 BUDGET = 0.0025  # share of the training's time for snapshots
 FRAME_SHARE = 0.1  # of max_bytes is left to the record itself
@@ -61,7 +61,7 @@ class Keeper:
         self._end = 0  # the step after the last that is held
         self.batch_size: int | None = None
         self.boundaries: Mapping[int, Boundary] = {}  # what happened before some steps; the recorder fills it
-        self.waiting = False  # whether a pinned snapshot waits for the steps that follow it
+        self.ready_at = NEVER  # number of steps after which a pinned snapshot has the steps that follow it
         self._ring = Ring(model, optimizer, scheduler, scaler, max_bytes)
         self._pins = Pins()
         self._max_bytes, self._mark = max_bytes, mark
@@ -130,6 +130,12 @@ class Keeper:
                     self._copy, self.fresh = True, None
                     self._say("batches-modified", stretch.first, {})
                     return
+
+    @property
+    def n_held(self) -> int:
+        """For how many steps batches are held, at most."""
+        assert self.held.maxlen is not None
+        return self.held.maxlen
 
     def _held_from(self) -> int:
         return self._end - len(self.held)
@@ -207,7 +213,7 @@ class Keeper:
         """Something has changed before this step: keep a snapshot from before it, with some steps in between."""
         if set(change.parts) <= {"rng"}:
             return
-        before = [s for s in self._ring.slots if self._held_from() <= s.step < step]
+        before = [s for s in self._ring.slots if step - len(self.held) <= s.step < step]
         early = [s for s in before if s.step <= step - APART]
         slot = max(early or before, key=lambda s: s.step, default=None)
         if slot is None:
@@ -229,10 +235,13 @@ class Keeper:
         return len(others) < max(1, self._ring.n_slots - 1)
 
     def _pin(self, slot: Slot, reasons: list[str], until: int) -> None:
-        assert self.held.maxlen is not None
-        slot.pinned_until = max(slot.step, min(until, slot.step + self.held.maxlen - DELAY))
+        slot.pinned_until = max(slot.step, min(until, slot.step + self.n_held - 1))
         slot.reasons += [r for r in reasons if r not in slot.reasons]
-        self.waiting = True
+        self._set_ready()
+
+    def _set_ready(self) -> None:
+        waiting = [s.pinned_until for s in self._ring.pinned() if s.pinned_until is not None]
+        self.ready_at = min(waiting) + 1 if waiting else NEVER
 
     # ------------------------------------------------------------------ writing
 
@@ -242,7 +251,7 @@ class Keeper:
             assert slot.pinned_until is not None
             if self._end > slot.pinned_until:
                 self._write(slot, folder)
-        self.waiting = bool(self._ring.pinned())
+        self._set_ready()
 
     def finish(self, folder: RunFolder) -> None:
         """The run ends: write what waits, and the latest snapshot."""
@@ -251,7 +260,7 @@ class Keeper:
             self._pin(newest, ["end"], newest.step + FOLLOW)
         for slot in self._ring.pinned():
             self._write(slot, folder)
-        self.waiting = False
+        self.ready_at = NEVER
 
     def _write(self, slot: Slot, folder: RunFolder) -> None:
         until, reasons = slot.pinned_until, slot.reasons

@@ -50,7 +50,9 @@ if TYPE_CHECKING:
 DISABLE = "WHYSPIKE_DISABLE"
 FLUSH_S = 1.0  # a killed process loses no more than this
 FLUSH_STEPS = 1024
-DRAIN_STEPS = (16, 32)  # losses are read, and the detector fed, so many steps at a time; as many as a snapshot's stride
+# Losses are read, and the detector fed, so many steps at a time: as many as a snapshot's stride, for the ring forgets.
+# It is much code and much memory that a step does not touch, and each time it must come into the caches again.
+DRAIN_STEPS = (16, 64)
 STEADY_STEPS = 64  # steps without a change after which the lr is read when a batch is drawn, not at every update
 ALARM = 1.3  # a loss this much above the recent ones is looked at without waiting for DRAIN_STEPS
 EVENT_APART = 30  # steps between two events at least; nearer ones are one (detect.MERGE_STEPS)
@@ -337,14 +339,9 @@ class Recorder:
             except Exception as error:
                 self._fail(error)
             source = iter(loader)  # what a loader raises is the user's, and goes through
-            while True:
-                if not self._off and self._rng.compare:
-                    before = rng_state()
-                try:
-                    batch = next(source)
-                except StopIteration:
-                    finished = True
-                    break
+            if not self._off and self._rng.compare:
+                before = rng_state()
+            for batch in source:
                 if not self._off and ids is not None:
                     try:
                         rows = ids.seen.popleft() if ids.seen else ()
@@ -362,6 +359,9 @@ class Recorder:
                     except Exception as error:
                         self._fail(error)
                 yield batch
+                if not self._off and self._rng.compare:
+                    before = rng_state()
+            finished = True
         finally:
             if ids is not None:
                 ids.close()
@@ -435,6 +435,7 @@ class Recorder:
                 index, last = step - self._context[1], self._last_index()
                 if keeper.due(step, index, last):
                     keeper.take(step, index, last, monotonic() - self._begun)
+                    self._drain_by_ready()
                     self._rng.look_again(step, step // keeper.stride.every)
             self._next_snapshot = keeper.next_step
             self._attention = min(self._attention, self._next_snapshot)
@@ -492,6 +493,7 @@ class Recorder:
                 found = self._between.before_update(self._step, len(self._draws))
                 if found is not None and self._keeper is not None:
                     self._keeper.boundary(self._step, found, monotonic() - self._begun)
+                    self._drain_by_ready()
             if self._measures.wanted:
                 self._measures.before_update(self._step)
         except Exception as error:
@@ -572,13 +574,22 @@ class Recorder:
             if self._between is not None:
                 self._between.look(self._step)
             self._measures.adapt(self._step, [] if keeper is None else [keeper.stride], list(self._paces))
-        if keeper is not None and keeper.waiting:
+        if keeper is not None and self._step >= keeper.ready_at:
             keeper.write_ready(self._need_folder())
         if flush or now >= self._flush_at or self._writer.n_rows >= FLUSH_STEPS:
             self._flush()
             self._flush_at = now + FLUSH_S
-        every = DRAIN_STEPS[1] if keeper is None else keeper.stride.every
-        self._drain_at = self._step + min(max(every, DRAIN_STEPS[0]), DRAIN_STEPS[1])
+        least, most = DRAIN_STEPS
+        if keeper is not None:
+            most = min(most, max(least, keeper.stride.every), max(1, keeper.n_held // 2))
+        self._drain_at = self._step + most
+        self._drain_by_ready()
+
+    def _drain_by_ready(self) -> None:
+        """Be there when the last step of a pinned snapshot has ended, for its batches are not held for long."""
+        if self._keeper is not None:
+            self._drain_at = min(self._drain_at, self._keeper.ready_at)
+            self._attention = min(self._attention, self._drain_at)
 
     def _take_steps(self) -> Stretch:
         """The steps that are not drained yet."""
