@@ -14,20 +14,18 @@ from typing import Any
 import numpy as np
 
 _WORDS = 624
-_last: tuple[Any, bytes, dict[str, Any]] | None = None  # generator, its words, the state that was read
+_last: dict[bytes, tuple[Any, dict[str, Any]]] = {}  # the latest reading by its words: generator and state
 
 
 def state() -> dict[str, Any]:
     """As `np.random.get_state(legacy=False)`; not to be modified."""
-    global _last
     generator = np.random.get_bit_generator()  # type: ignore[attr-defined]
     words = _words(generator)
-    if _last is not None and _last[0] is generator and _last[1] == words:
-        return _last[2]
+    known = _last.get(words)
+    if known is not None and known[0] is generator:
+        return known[1]
     found: dict[str, Any] = np.random.get_state(legacy=False)  # noqa: NPY002  (the user's code may use it)
-    # A second normal that waits to be handed out is not among the words, and goes without moving them. Where none
-    # waits, one can only come to wait by moving them.
-    _last = (generator, words, found) if words and words == _expected(found) and not found["has_gauss"] else None
+    _remember(generator, words, found)
     return found
 
 
@@ -35,6 +33,16 @@ def restore(wanted: dict[str, Any]) -> None:
     """Put back what `state` returned."""
     if state() is not wanted:
         np.random.set_state(wanted)  # noqa: NPY002
+        generator = np.random.get_bit_generator()  # type: ignore[attr-defined]
+        _remember(generator, _words(generator), wanted)
+
+
+def _remember(generator: Any, words: bytes, found: dict[str, Any]) -> None:
+    _last.clear()
+    # A second normal that waits to be handed out is not among the words, and goes without moving them. Where none
+    # waits, one can only come to wait by moving them (or by a set_state to exactly there).
+    if words and words == _expected(found) and not found["has_gauss"]:
+        _last[words] = generator, found
 
 
 def _words(generator: Any) -> bytes:
