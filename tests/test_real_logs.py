@@ -94,3 +94,25 @@ def test_one_value_for_each_epoch_says_nothing_about_what_is_inside() -> None:
     assert (made.answer.status, made.answer.cause) == ("cannot-say", None)
     assert notes(made) == {"epoch-only"}
     assert "inside an epoch cannot be told" in made.answer.sentence
+
+
+def test_a_resumed_detectron2_run_is_cut_back() -> None:
+    made = of("bupt-detectron2.log.txt")
+    assert made.answer.status == "healthy"
+    assert notes(made) == {"resume-overlap", "averaged-values"}
+    assert any("step 72,559 is followed by step 70,019" in n.text for n in made.run.notes)
+    assert made.record is not None
+    assert made.record.step.tolist() == list(range(19, 90_000, 20))
+
+
+def test_a_killed_olmo_run_is_healthy_and_ends_in_a_traceback() -> None:
+    made = of("antoniolopardo-olmo.training.log")
+    assert (made.answer.status, notes(made)) == ("healthy", {"truncated-tail"})
+    assert any("got signal: 15" in n.text for n in made.run.notes)
+
+
+def test_a_cyclegan_log_holds_two_runs() -> None:
+    made = of("vv-cyclegan.loss_log.txt")
+    assert made.run.steps == 2904
+    assert "appended-runs" in notes(made)
+    assert made.events == ()
