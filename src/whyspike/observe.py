@@ -18,6 +18,7 @@ from whyspike.stats import batch_mean_null
 from whyspike.types import Attribution, Event, Exponent, Run
 
 if TYPE_CHECKING:
+    from whyspike.gaps import GapCurve
     from whyspike.replay import Subject
 
 ATTRIBUTED = 3  # events whose factors are measured: about 660 forward passes each
@@ -51,12 +52,22 @@ def observe(run: Run, subject: Subject | None = None, progress: Progress | None 
     if subject is None:
         named = _named(run, events)
         return Observation(run=run, events=named, periods=periods, curve=curve, missing=tuple(missing))
+    from whyspike.reread import Repeats, repeats, reread
+
     exponent: Exponent | None = None
     attributions: dict[str, Attribution] = {}
     null: dict[str, float] = {}
     units: Units | None = None
+    gaps: GapCurve | None = None
+    again: Mapping[int, float] = {}
+    repeated: Repeats | None = None
     replayable = bool(run.capsules)
     with subject.kept():
+        if run.facts.get("num_workers"):
+            say("reading samples of recorded batches again", 0.05)
+            again = reread(subject)
+        if not again or min(again.values()) < 1.0:
+            repeated = repeats(subject)
         say("measuring the exponent of the loss in the batch size", 0.1)
         try:
             exponent = _exponent(subject)
@@ -74,6 +85,12 @@ def observe(run: Run, subject: Subject | None = None, progress: Progress | None 
                     f"{exponent.gamma:.2f} log n with n copies), so a tiled batch is not the same batch"
                 )
             attributions, null = _on_the_network(subject, run, events, missing, say, contrastive=contrastive)
+        if replayable and any(e.is_wave and e.period == run.steps_per_epoch for e in events):
+            say("holding the loss of training samples against when they were last trained on", 0.9)
+            try:
+                gaps = _gaps(subject)
+            except WhySpikeError as error:
+                missing.append(f"the loss against the time since a sample was last trained on: {error}")
     events = tuple(replace(e, attribution=attributions.get(e.id)) for e in events)
     return Observation(
         run=run,
@@ -82,8 +99,11 @@ def observe(run: Run, subject: Subject | None = None, progress: Progress | None 
         exponent=exponent,
         units=units,
         batch_null=null,
+        reread=again,
+        repeats=repeated,
         periods=periods,
         replayable=replayable,
+        gaps=gaps,
         curve=curve,
         missing=tuple(missing),
     )
@@ -138,6 +158,15 @@ def _exponent(subject: Subject) -> Exponent:
             subject.model, subject.loss_fn, subject.dataset, subject.collate, [int(i) for i in rows]
         )
     return exponent.measure(subject.model, subject.loss_fn, subject.draw(subject.batch_size))
+
+
+def _gaps(subject: Subject) -> GapCurve | None:
+    """From the recorded ids, and at states along some of the recorded epochs."""
+    from whyspike.epochs import Epochs
+    from whyspike.gaps import curve, look
+
+    looked = look(Epochs(subject))
+    return None if looked is None else curve(looked, subject.run)
 
 
 def _units(subject: Subject, events: Sequence[Event]) -> Units | None:
