@@ -132,9 +132,14 @@ class Pins:
                 return dropped
 
     def _thin_largest(self) -> bool:
-        # Where the events are elsewhere, the routine capsules go first.
-        routine = [s for name, s in self._spread.items() if name not in ("event", "boundary") and s.kept]
-        largest = max(routine if self._elsewhere > 0 and routine else self._spread.values(), key=lambda s: len(s.kept))
+        # Where the events are elsewhere, the routine capsules go first; those of events go before those of what changed
+        # between two steps, which are from before the change and cannot be had otherwise.
+        kept = {name: s for name, s in self._spread.items() if s.kept}
+        changes = [s for name, s in kept.items() if name == "boundary"]
+        routine = [s for name, s in kept.items() if name not in ("event", "boundary")]
+        events = [s for name, s in kept.items() if name == "event"]
+        pool = (routine or events or changes) if changes else routine if self._elsewhere > 0 else [*routine, *events]
+        largest = max(pool or events or changes or self._spread.values(), key=lambda s: len(s.kept))
         if not largest.kept:
             return False
         if len(largest.kept) == 1:
