@@ -1,7 +1,7 @@
 """The changes that an experiment makes, one seam each. Every class says in `words` what it does.
 
 `where` chooses the steps: "event" (the steps the experiment aims at), "control" (the ordinary full-size step before
-them, which placebos use) or "always".
+them, which placebos use), "always", or so many steps from the event's.
 """
 
 from __future__ import annotations
@@ -16,18 +16,21 @@ from torch.optim import Optimizer
 from whyspike import batches
 from whyspike.seams import Intervention, StepContext
 
-Where = Literal["event", "control", "partial", "always"]
+Where = Literal["event", "control", "partial", "always"] | int
 Draw = Callable[[int], Any]  # draw(n) returns a batch of n other training samples
 
 
-def _acts(where: Where, at: StepContext) -> bool:
+def acts(where: Where, at: StepContext) -> bool:
+    """Whether an intervention acts on this step."""
     if where == "event":
         return at.is_event
     if where == "control":
         return at.is_control
     if where == "partial":
         return at.n_samples < at.batch_size
-    return True
+    if where == "always":
+        return True
+    return at.event_step is not None and at.step == at.event_step + where
 
 
 class RescaleLoss(Intervention):
@@ -38,7 +41,7 @@ class RescaleLoss(Intervention):
         self.where: Where = where
 
     def loss(self, at: StepContext, loss: torch.Tensor) -> torch.Tensor:
-        return loss * self.factor(at) if _acts(self.where, at) else loss
+        return loss * self.factor(at) if acts(self.where, at) else loss
 
 
 class SkipBatch(Intervention):
@@ -49,7 +52,7 @@ class SkipBatch(Intervention):
         self.where: Where = where
 
     def batch(self, at: StepContext, batch: Any) -> Any | None:
-        return None if _acts(self.where, at) else batch
+        return None if acts(self.where, at) else batch
 
 
 class FillBatch(Intervention):
@@ -67,7 +70,7 @@ class FillBatch(Intervention):
 
     def batch(self, at: StepContext, batch: Any) -> Any:
         missing = (self.size or at.batch_size) - batches.size(batch)
-        if not _acts(self.where, at) or missing <= 0:
+        if not acts(self.where, at) or missing <= 0:
             return batch
         return batches.concat([batch, self.draw(missing)])
 
@@ -80,7 +83,7 @@ class ReplaceSamples(Intervention):
         self.where: Where = where
 
     def batch(self, at: StepContext, batch: Any) -> Any:
-        return self.draw(batches.size(batch)) if _acts(self.where, at) else batch
+        return self.draw(batches.size(batch)) if acts(self.where, at) else batch
 
 
 class ClipGradNorm(Intervention):
@@ -94,7 +97,7 @@ class ClipGradNorm(Intervention):
         self.words = words or f"gradient clipped to norm {max_norm:.3g}{' per tensor' if per_tensor else ''}"
 
     def gradients(self, at: StepContext, model: nn.Module) -> None:
-        if not _acts(self.where, at):
+        if not acts(self.where, at):
             return
         parameters = [p for p in model.parameters() if p.grad is not None]
         for group in [[p] for p in parameters] if self.per_tensor else [parameters]:
@@ -126,7 +129,7 @@ class ZeroMomentum(Intervention):
         self.where: Where = where
 
     def after_update(self, at: StepContext, optimizer: Optimizer) -> None:
-        if _acts(self.where, at):
+        if acts(self.where, at):
             for _, buffer, _, _ in momentum_buffers(optimizer):
                 buffer.zero_()
 
@@ -143,11 +146,11 @@ class SubtractMomentum(Intervention):
         self.kept = []
 
     def before_update(self, at: StepContext, optimizer: Optimizer) -> None:
-        if _acts(self.where, at):
+        if acts(self.where, at):
             self.kept = [(b, b * decay) for _, b, decay, _ in momentum_buffers(optimizer)]
 
     def after_update(self, at: StepContext, optimizer: Optimizer) -> None:
-        if _acts(self.where, at):
+        if acts(self.where, at):
             for buffer, without in self.kept:
                 buffer.copy_(without)
 
@@ -161,12 +164,12 @@ class ScaleLr(Intervention):
         self.words = words or f"learning rate x {factor:g}"
 
     def before_update(self, at: StepContext, optimizer: Optimizer) -> None:
-        if _acts(self.where, at):
+        if acts(self.where, at):
             self._kept = [g["lr"] for g in optimizer.param_groups]
             for group in optimizer.param_groups:
                 group["lr"] = group["lr"] * self.factor
 
     def after_update(self, at: StepContext, optimizer: Optimizer) -> None:
-        if _acts(self.where, at):
+        if acts(self.where, at):
             for group, lr in zip(optimizer.param_groups, self._kept, strict=True):
                 group["lr"] = lr
