@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from whyspike.detect import detect
 from whyspike.folding import folded
-from whyspike.periods import is_wave, occurrences, periodic_events
+from whyspike.periods import occurrences, periodic_events
 from whyspike.types import Run, Series
 from whyspike.waves import wave
 
@@ -55,7 +55,7 @@ def test_a_sawtooth_is_one_event_that_spans_whole_epochs(height, columns):
     assert (event.id, event.kind, event.period) == ("e1", "periodic", size)
     assert (event.step, event.last_step) == (size, size * epochs - 1)  # the first epoch is left out
     assert event.reported == pytest.approx(np.exp(0.4 * 7 / 8), rel=0.1)
-    assert is_wave(event)
+    assert event.is_wave
     assert occurrences(run, event).tolist() == list(range(size, size * epochs, size))
 
 
@@ -64,7 +64,7 @@ def test_a_staircase_is_a_wave():
     stairs = -0.3 * (np.arange(size * epochs) // size)
     run = run_of(stairs + 0.05 * noise(size * epochs), size)
     (event,) = periodic_events(run, ())
-    assert is_wave(event)
+    assert event.is_wave
     assert event.reported == pytest.approx(np.exp(0.3 * 7 / 8), rel=0.1)
 
 
@@ -95,10 +95,10 @@ def test_a_spike_on_top_of_nothing_is_no_wave_and_a_sawtooth_is_no_spike():
     y = 0.2 * noise(size * epochs)
     y[size - 1 :: size] += 1.5
     (event,) = periodic_events(run_of(y, size), ())
-    assert not is_wave(event)
+    assert not event.is_wave
     assert event.step == size - 1
     (event,) = periodic_events(run_of(0.2 * noise(size * epochs) + 1.0 * saw(size, epochs), size), ())
-    assert is_wave(event)
+    assert event.is_wave
 
 
 def test_an_event_in_the_middle_of_a_wave_stays():
@@ -176,7 +176,7 @@ def test_a_loss_that_falls_without_noise_is_no_wave(size, epochs, kind, speed, s
     }[kind]
     rng = np.random.default_rng(seed)
     run = run_of(log_loss + 1e-4 * rng.standard_normal(len(t)), size)
-    assert not any(is_wave(e) for e in periodic_events(run, ()))
+    assert not any(e.is_wave for e in periodic_events(run, ()))
 
 
 def test_what_could_have_been_found_is_said():

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import exp, isfinite
 
 import numpy as np
 
 from whyspike.cause import Observation, catalogue
-from whyspike.form import percent
+from whyspike.form import factor, percent
 from whyspike.types import Answer, Event, Outcome, Verdict
 
 ORDER: dict[Outcome, int] = {"confirmed": 0, "likely": 1, "inconclusive": 2, "untested": 3, "refuted": 4}
@@ -65,7 +66,34 @@ def _healthy(seen: Observation) -> str:
             f" But it depends on the batch size (exponent {seen.exponent.alpha:+.2f}, 0 for a mean), and so does the "
             "right learning rate."
         )
-    return said
+    return said + _nothing_repeats(seen)
+
+
+def _nothing_repeats(seen: Observation) -> str:
+    """Which periods were tested, and what would have been found: silence says nothing without its power."""
+    tested = [r for r in seen.periods if all(map(isfinite, r.detectable))]
+    if not tested:
+        return ""
+    names = ", ".join(f"{' or '.join(r.origins)} ({r.period} steps)" for r in tested)
+    spike, wave = (factor(exp(max(limits))) for limits in zip(*(r.detectable for r in tested), strict=True))
+    found = f"a spike of {spike} at each return, or a wave of {wave} from trough to peak, would have been found"
+    return f" Nothing repeats with {names}; {found}."
+
+
+def not_told_apart(seen: Observation, verdicts: Sequence[Verdict]) -> tuple[str, ...]:
+    """The periodic events whose period has several origins, unless an experiment or an identity has settled it."""
+    from whyspike.periods import origins
+
+    settled = {e for v in verdicts if v.outcome == "confirmed" for e in v.events}
+    made = []
+    for event in seen.events:
+        names = origins(seen.run, event) if event.kind == "periodic" and event.id not in settled else ()
+        if len(names) > 1:
+            made.append(
+                f"whether event {event.id} comes from {' or from '.join(names)}: in this run all come every "
+                f"{event.period} steps; change one of the intervals and run again"
+            )
+    return tuple(made)
 
 
 def _by_epoch(seen: Observation) -> str:

@@ -23,6 +23,7 @@ from whyspike.types import Attribution, Cure, Event, Evidence, Exponent, Family,
 
 if TYPE_CHECKING:
     from whyspike.excess import Measure
+    from whyspike.periods import PeriodResult
     from whyspike.profile import Profile
     from whyspike.sampling import Sampling
     from whyspike.seams import Intervention
@@ -70,6 +71,7 @@ class Observation:
     units: Units | None = None
     batch_null: Mapping[str, float] = field(default_factory=dict)  # event id → p of the batch-mean null
     profiles: Mapping[str, Profile] = field(default_factory=dict)  # by event id, of the network's own spikes
+    periods: tuple[PeriodResult, ...] = ()  # tests of the periods that the run has by itself, the epoch first
     replayable: bool = False  # model, loss_fn and capsules are at hand
     missing: tuple[str, ...] = ()  # what could not be looked at, and how to supply it
 

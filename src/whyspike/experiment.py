@@ -109,6 +109,9 @@ class Experiment:
         for done, event in enumerate(self.seen.events):
             if progress:
                 progress("replaying the events unchanged", done / len(self.seen.events))
+            if event.is_wave:  # it has no place to replay; the probe was folded instead
+                events.append(event)
+                continue
             factor, _ = self.state_factor((event.id,))
             late = self._steps_late((event.id,)) if factor is not None else 0
             events.append(event if factor is None else _moved(event, late, factor))

@@ -9,8 +9,7 @@ the cycles beside it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -69,13 +68,7 @@ def folded(run: Run, n_phases: int = 8, series: Series | None = None, *, period:
     Raises:
         ValueError: no period is given and the run does not know its epoch.
     """
-    rest = detrended(run, series, period=period)
-    rows = rest.n_cycles
-    bins = rest.cycle * n_phases + np.minimum((rest.phase * n_phases).astype(np.int64), n_phases - 1)
-    count = np.bincount(bins, minlength=rows * n_phases)
-    total = np.bincount(bins, rest.value, minlength=rows * n_phases)
-    table = np.where(count > 0, total / np.maximum(count, 1), np.nan).reshape(rows, n_phases)
-    return Folded(table=table, logarithmic=rest.logarithmic, first=rest.first)
+    return detrended(run, series, period=period).folded(n_phases)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +84,15 @@ class Residuals:
     @property
     def n_cycles(self) -> int:
         return int(self.cycle[-1]) + 1 if len(self.cycle) else 0
+
+    def folded(self, n_phases: int) -> Folded:
+        """The mean of each stretch of each cycle."""
+        rows = self.n_cycles
+        bins = self.cycle * n_phases + np.minimum((self.phase * n_phases).astype(np.int64), n_phases - 1)
+        count = np.bincount(bins, minlength=rows * n_phases)
+        total = np.bincount(bins, self.value, minlength=rows * n_phases)
+        table = np.where(count > 0, total / np.maximum(count, 1), np.nan).reshape(rows, n_phases)
+        return Folded(table=table, logarithmic=self.logarithmic, first=self.first)
 
 
 def detrended(run: Run, series: Series | None = None, *, period: int | None = None) -> Residuals:
@@ -138,17 +140,27 @@ def places(run: Run, step: np.ndarray, period: int | None = None) -> tuple[np.nd
     return step // period - int(step.min() // period if len(step) else 0), step % period / period
 
 
+def as_own(run: Run, period: int, *, of_epoch: bool = False) -> Run:
+    """The run with another period in place of its epoch, counted from step 0 or from each epoch's first step."""
+    if period == run.steps_per_epoch:
+        return run
+    if not of_epoch or run.index is None:
+        return replace(run, steps_per_epoch=period, epoch=run.step // period, index=run.step % period)
+    cycle = np.cumsum(np.diff(run.index // period, prepend=-1) != 0) - 1
+    return replace(run, steps_per_epoch=period, epoch=cycle, index=np.where(run.index < 0, -1, run.index % period))
+
+
 def _clipped(y: np.ndarray, cycle: np.ndarray) -> np.ndarray:
     """The values, each cycle's cut off at four robust standard deviations from its median."""
-    out = y.copy()
     edges = np.flatnonzero(np.diff(cycle, prepend=-1, append=-1))
-    for first, last in pairwise(edges.tolist()):
-        part = y[first:last]
-        middle = np.median(part)
-        spread = 1.4826 * np.median(np.abs(part - middle))
-        if spread > 0:
-            out[first:last] = np.clip(part, middle - WINSOR * spread, middle + WINSOR * spread)
-    return out
+    lengths = np.diff(edges)
+    if len(lengths) and (lengths == lengths[0]).all():
+        table = y.reshape(len(lengths), -1)
+        middle = np.median(table, axis=1, keepdims=True)
+        reach = WINSOR * 1.4826 * np.median(np.abs(table - middle), axis=1, keepdims=True)
+        return np.where(reach > 0, np.clip(table, middle - reach, middle + reach), table).ravel()
+    parts = np.split(y, edges[1:-1])
+    return np.concatenate([_clipped(part, np.zeros(len(part), np.int64)) for part in parts]) if len(y) else y
 
 
 def _without_trend(y: np.ndarray, cycle: np.ndarray, phase: np.ndarray) -> np.ndarray:
@@ -160,7 +172,9 @@ def _without_trend(y: np.ndarray, cycle: np.ndarray, phase: np.ndarray) -> np.nd
     rise = np.diff(means) / np.diff(np.arange(n) + centres)
     slope = np.empty(n)
     slope[0], slope[-1] = rise[0], rise[-1]
-    for c in range(1, n - 1):
-        reach = min(2, c, n - 1 - c)  # as many rises before a cycle as after it, so that a bent trend does not tilt it
-        slope[c] = np.median(rise[c - reach : c + reach])
+    # As many rises before a cycle as after it, so that a bent trend does not tilt it.
+    for c in {1, n - 2} - {0, n - 1}:
+        slope[c] = 0.5 * (rise[c - 1] + rise[c])
+    if n > 4:
+        slope[2:-2] = np.median(np.lib.stride_tricks.sliding_window_view(rise, 4), axis=1)
     return y - means[cycle] - slope[cycle] * (phase - centres[cycle])

@@ -11,8 +11,8 @@ import numpy as np
 from whyspike.cause import Observation, Units
 from whyspike.detect import detect
 from whyspike.errors import WhySpikeError
-from whyspike.periods import occurrences, periodic_events
-from whyspike.points import as_points, in_steps
+from whyspike.periods import PeriodResult, occurrences, period_results, periodic_events
+from whyspike.points import as_points, in_steps, periods_in_steps
 from whyspike.stats import batch_mean_null
 from whyspike.types import Attribution, Event, Exponent, Run
 
@@ -29,20 +29,22 @@ SLOW_S = 0.02  # a forward pass slower than this gets fewer bootstrap draws and 
 Progress = Callable[[str, float], None]
 
 
-def events_of(run: Run) -> tuple[Event, ...]:
-    """The events of a run, those at one place of the epoch merged into one periodic event."""
+def events_of(run: Run) -> tuple[tuple[Event, ...], tuple[PeriodResult, ...]]:
+    """The events of a run, what repeats with one of its periods merged into one; and the tests of these periods."""
     points = as_points(run)
-    return in_steps(run, periodic_events(points, detect(points)))
+    periods = period_results(points)
+    events = periodic_events(points, detect(points), periods)
+    return in_steps(run, events), periods_in_steps(run, periods)
 
 
 def observe(run: Run, subject: Subject | None = None, progress: Progress | None = None) -> Observation:
     """All that can be observed. Nothing of the user's training changes."""
     say = progress or (lambda words, done: None)
     say("looking for events", 0.0)
-    events = events_of(run)
-    missing = list(_missing(run))
+    events, periods = events_of(run)
+    missing = [*_missing(run), *_too_few_cycles(run, periods)]
     if subject is None:
-        return Observation(run=run, events=_named(run, events), missing=tuple(missing))
+        return Observation(run=run, events=_named(run, events), periods=periods, missing=tuple(missing))
     exponent: Exponent | None = None
     attributions: dict[str, Attribution] = {}
     null: dict[str, float] = {}
@@ -74,6 +76,7 @@ def observe(run: Run, subject: Subject | None = None, progress: Progress | None 
         exponent=exponent,
         units=units,
         batch_null=null,
+        periods=periods,
         replayable=replayable,
         missing=tuple(missing),
     )
@@ -95,6 +98,13 @@ def _missing(run: Run) -> Sequence[str]:
     elif run.sample_ids is None:
         missing.append("sample ids: they need a map-style DataLoader inside rec.batches(loader)")
     return missing
+
+
+def _too_few_cycles(run: Run, periods: Sequence[PeriodResult]) -> Sequence[str]:
+    first = periods[0] if periods and periods[0].period == run.steps_per_epoch else None
+    if first is None or first.wave is None or first.reason is None or first.wave.reason is None:
+        return []
+    return [f"what repeats with the epoch: {first.wave.reason}"]
 
 
 def _named(run: Run, events: Sequence[Event]) -> tuple[Event, ...]:

@@ -266,7 +266,7 @@ def _conclude(
         verdicts=verdicts,
         record=run,
         trials=tuple(t for made in trials.values() for t in made),
-        missing=seen.missing,
+        missing=(*seen.missing, *answers.not_told_apart(seen, verdicts)),
     )
 
 

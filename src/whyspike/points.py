@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from whyspike.types import Event, Run
+
+if TYPE_CHECKING:
+    from whyspike.periods import PeriodResult
 
 REGULAR = 0.9  # of the distances between neighbouring rows are the same
 
@@ -47,7 +51,15 @@ def as_points(run: Run) -> Run:
         for name, s in run.signals.items()
         if name == "probe"
     }
-    return replace(run, step=np.arange(len(run)), index=index, steps_per_epoch=epoch_points, signals=signals)
+    return replace(
+        run,
+        step=np.arange(len(run)),
+        index=index,
+        steps_per_epoch=epoch_points,
+        signals=signals,
+        facts={},  # intervals that they name are counted in steps
+        marks=(),
+    )
 
 
 def in_steps(run: Run, events: Sequence[Event]) -> tuple[Event, ...]:
@@ -55,12 +67,29 @@ def in_steps(run: Run, events: Sequence[Event]) -> tuple[Event, ...]:
     points = as_points(run)
     if points is run:
         return tuple(events)
-    every, _ = spacing(run.step)
 
     def step(point: int) -> int:
         return int(run.step[min(max(point, 0), len(run) - 1)])
 
-    def period(e: Event) -> int | None:
-        return run.steps_per_epoch if e.period == points.steps_per_epoch else e.period * every if e.period else None
+    made = []
+    for e in events:
+        period = _period(run, points, e.period) if e.period else None
+        first, last = step(e.step), step(e.last_step)
+        if e.is_wave and e.period and period:  # it spans whole periods here, too
+            last = first + (e.last_step + 1 - e.step) // e.period * period - 1
+        made.append(replace(e, step=first, last_step=last, period=period))
+    return tuple(made)
 
-    return tuple(replace(e, step=step(e.step), last_step=step(e.last_step), period=period(e)) for e in events)
+
+def periods_in_steps(run: Run, periods: Sequence[PeriodResult]) -> tuple[PeriodResult, ...]:
+    """Tests of the periods of `as_points(run)` with the periods in the steps of the run."""
+    points = as_points(run)
+    return (
+        tuple(periods) if points is run else tuple(replace(r, period=_period(run, points, r.period)) for r in periods)
+    )
+
+
+def _period(run: Run, points: Run, period: int) -> int:
+    if period == points.steps_per_epoch and run.steps_per_epoch:
+        return run.steps_per_epoch
+    return period * spacing(run.step)[0]

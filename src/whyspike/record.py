@@ -41,6 +41,7 @@ from whyspike.rngnotes import RngNotes
 from whyspike.runfolder import LOG, RunFolder
 from whyspike.runheader import header
 from whyspike.seams import LossFn
+from whyspike.signals import MEASURED, OWN
 from whyspike.strides import counts
 
 if TYPE_CHECKING:
@@ -55,7 +56,6 @@ ALARM = 1.3  # a loss this much above the recent ones is looked at without waiti
 EVENT_APART = 30  # steps between two events at least; nearer ones are one (detect.MERGE_STEPS)
 MOST_MICRO = 256  # micro-batches of one step that are kept; more means that rec.step() is not called
 NAN = float("nan")
-RESERVED = frozenset({"probe", "gradient_norm", "update_norm", "weight_norm", "clip_norm", "clip_max_norm", "loss"})
 
 
 def watch(
@@ -299,7 +299,7 @@ class Recorder:
                         f"rec.log({name}=…) was given {describe(value)}; it keeps numbers: rec.log({name}=float(…))"
                     )
                     continue
-                self._writer.point(f"log/{name}" if name in RESERVED else name, step, found)
+                self._writer.point(OWN + name if name in MEASURED else name, step, found)
         except Exception as error:
             self._fail(error)
 

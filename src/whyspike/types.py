@@ -72,7 +72,11 @@ class Attribution:
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """One episode of a run; heights are factors over the median of the 64 steps before it."""
+    """One episode of a run; heights are factors over the median of the 64 steps before it.
+
+    A wave, smooth over its whole period, has the factor from its trough to its peak instead: of the loss and of the
+    probe, both folded over the period and without the trend. It spans whole periods.
+    """
 
     id: str
     kind: EventKind
@@ -83,6 +87,12 @@ class Event:
     state: float | None = None
     attribution: Attribution | None = None
     sample_ids: tuple[str, ...] = ()
+
+    @property
+    def is_wave(self) -> bool:
+        """Whether a periodic event is a wave. A spike that repeats goes from its first to its last occurrence."""
+        spans = self.last_step + 1 - self.step
+        return self.kind == "periodic" and bool(self.period) and spans % (self.period or 1) == 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from whyspike.folding import Folded, detrended, folded
+from whyspike.folding import Folded, detrended
 from whyspike.types import Run, Series
 
 MIN_CYCLES = 4
@@ -73,7 +73,7 @@ def wave(run: Run, series: Series | None = None, *, period: int | None = None, s
         angle = 2 * np.pi * (k + 1) * phase
         parts[k] = np.bincount(group, value * np.cos(angle)) - 1j * np.bincount(group, value * np.sin(angle))
     p_value, least = _against_surrogates(parts, np.random.default_rng(seed))
-    table = folded(run, min(PHASES, values), series, period=period)
+    table = rest.folded(min(PHASES, values))
     shown = Folded(table=table.table[-n:], logarithmic=table.logarithmic, first=table.first + len(table.table) - n)
     # A sawtooth of height h has |harmonic k| = h / (2 pi k) per value.
     per_height = float((np.sum(counts) / (2 * np.pi * np.arange(1, harmonics + 1))) ** 2 @ np.ones(harmonics)) ** 0.5

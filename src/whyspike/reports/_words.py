@@ -139,7 +139,7 @@ def rhythm(diagnosis: Diagnosis, events: tuple[Event, ...]) -> str | None:
         period = gaps.pop()
     else:
         period = None
-    places = {place_in_epoch(diagnosis, e) for e in events}
+    places = {place_in_epoch(diagnosis, e) for e in events if not e.is_wave}  # a wave has no place
     at = None
     if epoch and len(places) == 1 and (place := places.pop()) is not None:
         if place in (0, epoch - 1):
@@ -169,7 +169,7 @@ def where(diagnosis: Diagnosis, events: tuple[Event, ...]) -> str:
     """`10 spikes in 396 steps, once per epoch, every 33 steps; the highest at step 362`."""
     steps = f"in {count(diagnosis.run.steps)} steps"
     if len(events) == 1 and (event := events[0]).kind == "periodic" and event.period:
-        what = "dip" if event.reported is not None and event.reported < 1 else "spike"
+        what = "wave" if event.is_wave else "dip" if event.reported is not None and event.reported < 1 else "spike"
         parts = [f"a {what} that comes {len(returns(event))} times {steps}", rhythm(diagnosis, events)]
         return f"{', '.join(filter(None, parts))}; first at step {count(event.step)}"
     if not events:
@@ -191,7 +191,8 @@ def heights(events: tuple[Event, ...]) -> str | None:
     known = [said for x, said in parts if x is not None and math.isfinite(x)]
     unknown = [said for x, said in parts if x is None or not math.isfinite(x)]
     if known:
-        known = [f"{', '.join(known)} the median of the 64 steps before"]
+        over = "from trough to peak" if event.is_wave else "the median of the 64 steps before"
+        known = [f"{', '.join(known)} {over}"]
     return "; ".join(known + unknown)
 
 
