@@ -110,7 +110,7 @@ class Observation:
 
 def is_on_last_batch(run: Run, event: Event) -> bool:
     """Whether an event begins on the last step of an epoch."""
-    if run.index is None or not run.steps_per_epoch:
+    if run.index is None or not run.steps_per_epoch or run.steps_per_epoch < 2:
         return False
     row = int(run.step.searchsorted(event.step))
     return row < len(run) and int(run.index[row]) == run.steps_per_epoch - 1

@@ -22,6 +22,7 @@ import numpy as np
 
 from whyspike import batches
 from whyspike.attribute import per_sample
+from whyspike.errors import WhySpikeError
 from whyspike.excess import area_above
 from whyspike.seams import BASELINE
 
@@ -41,6 +42,7 @@ SUSPECTS = 3  # samples of a batch that are replaced, those of the highest loss
 SINGLE_ROWS = 128  # a larger batch is looked at in pieces first
 ERROR = 0.05  # of each kind, of the sequential test of other batches
 LIKELY, UNLIKELY = 0.8, 0.2  # chances that other batches remove the event, between which the test decides
+SHARP_AT = (-12, -8, -4, 0)  # steps from the onset at which the sharpness is measured, in full-batch training
 SHORTER, HALF = 0.9, 0.5  # of the learning rate
 
 
@@ -62,6 +64,7 @@ class Profile:
     sample_placebo: float | None = None  # another sample of that batch replaced
     sample_moved: float | None = None  # the event's share that appears when the sample is put into an earlier batch
     elsewhere: float | None = None  # share of the event that the named batch makes from an earlier state
+    sharpness: tuple[float, ...] = ()  # over the optimizer's limit, before the steps at `SHARP_AT` from the onset
     others: tuple[float, ...] = ()  # share removed in each draw of other batches up to the event
     shares: tuple[tuple[str, float], ...] = ()
 
@@ -112,7 +115,8 @@ class Profiler:
         if all(s.ids is not None for s in steps):
             first = np.sort(steps[0].ids)  # type: ignore[arg-type]
             return all(len(s.ids) == len(first) and bool((np.sort(s.ids) == first).all()) for s in steps)  # type: ignore[arg-type]
-        return all(len(s.batches or ()) == 1 and batches.equal(s.batches[0], steps[0].batches[0]) for s in steps[1:])  # type: ignore[index]
+        held = [s.batches[0] for s in steps if s.batches is not None and len(s.batches) == 1]
+        return len(held) == len(steps) and all(batches.equal(b, held[0]) for b in held[1:])
 
     def _batch(self, found: Profile, trials: _Trials) -> Profile:
         """Skip every batch in turn."""
@@ -217,7 +221,8 @@ class Profiler:
 
         if found.same_batch:
             shorter = trials.removed(ScaleLr(SHORTER, f"learning rate x {SHORTER:g}", "always"))
-            return replace(found, kind="instability" if shorter >= DECIDES else "undecided")
+            kind: Kind = "instability" if shorter >= DECIDES else "undecided"
+            return replace(found, kind=kind, sharpness=self._sharpness(trials))
         others: list[float] = []
         verdict = None
         while verdict is None and len(others) < DRAWS:
@@ -229,6 +234,29 @@ class Profiler:
         if half >= DECIDES and not decided_by_batch:
             return replace(found, kind="large steps")
         return found
+
+    def _sharpness(self, trials: _Trials) -> tuple[float, ...]:
+        from whyspike import sharpness
+
+        found: list[float] = []
+        direction = None
+        for offset in SHARP_AT:
+            if offset not in trials.steps or len(trials.steps[offset]) != 1:
+                continue
+            self.subject.at(trials.pair.window, trials.onset + offset)
+            try:
+                made = sharpness.measure(
+                    self.subject.model,
+                    self.subject.optimizer,
+                    self.subject.loss_fn,
+                    trials.steps[offset][0],
+                    start=direction,
+                )
+            except WhySpikeError:
+                return ()
+            found.append(made.ratio)
+            direction = made.direction
+        return tuple(found)
 
 
 def sequential(shares: Sequence[float]) -> bool | None:

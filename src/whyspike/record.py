@@ -633,7 +633,11 @@ class Recorder:
             height = inf if isnan(loss) or middle <= 0 else loss / middle
             # What the last update of an epoch did to the network shows in the first losses of the next one.
             epoch, begun = context[:2]
-            at_end = epoch >= 0 and step - begun in (self._last_index(), *((0, 1, 2) if epoch > 0 else ()))
+            at_end = (
+                epoch >= 0
+                and self._last_index() != 0
+                and step - begun in (self._last_index(), *((0, 1, 2) if epoch > 0 else ()))
+            )
             self._keeper.event(step, height, at_epoch_end=at_end, fresh=fresh, elapsed_s=now - self._begun)
 
     # ------------------------------------------------------------------ writing
