@@ -241,16 +241,13 @@ class Profiler:
         found: list[float] = []
         direction = None
         for offset in SHARP_AT:
-            if offset not in trials.steps or len(trials.steps[offset]) != 1:
+            held = trials.steps.get(offset, ())
+            if len(held) != 1:
                 continue
             self.subject.at(trials.pair.window, trials.onset + offset)
             try:
                 made = sharpness.measure(
-                    self.subject.model,
-                    self.subject.optimizer,
-                    self.subject.loss_fn,
-                    trials.steps[offset][0],
-                    start=direction,
+                    self.subject.model, self.subject.optimizer, self.subject.loss_fn, held[0], start=direction
                 )
             except WhySpikeError:
                 return ()
