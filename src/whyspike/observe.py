@@ -135,8 +135,11 @@ def _too_few_cycles(run: Run, periods: Sequence[PeriodResult]) -> Sequence[str]:
 
 
 def _named(run: Run, events: Sequence[Event]) -> tuple[Event, ...]:
-    """The events with the ids of the samples in their first step's batch, where these are few enough to read."""
-    if run.sample_ids is None:
+    """The events with the ids of the samples in their first step's batch, where these are few enough to read.
+
+    In full-batch training every batch has them all, so that none is named.
+    """
+    if run.sample_ids is None or run.steps_per_epoch == 1:
         return tuple(events)
     named = []
     for event in events:
