@@ -496,6 +496,7 @@ class Recorder:
         if not self._off:
             self._look = True
             self._hook(True)
+            self._attention = 0  # and no further one
 
     def _adopt(self, optimizer: Optimizer) -> None:
         """The user goes on with another optimizer over the same parameters; it is at its first update."""

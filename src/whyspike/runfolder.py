@@ -90,7 +90,7 @@ class RunFolder:
         """
         body = self._encode(frame)
         data = _HEAD.pack(MAGIC, len(body), zlib.crc32(body)) + body
-        if len(data) > self.max_bytes - self.written - self._header_bytes - self._capsule_bytes:
+        if len(data) > self.left():
             raise OSError(errno.EDQUOT, f"the run folder has reached max_bytes={self.max_bytes:,}")
         done = self._frames.write(data)
         if done != len(data):  # a raw write may be short when the disk fills up
@@ -100,6 +100,10 @@ class RunFolder:
     def room(self) -> int:
         """Bytes left under the cap, capsules included."""
         self._capsule_bytes = sum(p.stat().st_size for p in self.capsules())
+        return self.left()
+
+    def left(self) -> int:
+        """As `room`, the capsules as they were when it was last asked for."""
         return self.max_bytes - self.written - self._header_bytes - self._capsule_bytes
 
     def capsule_path(self, step: int) -> Path:

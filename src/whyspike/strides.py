@@ -24,6 +24,7 @@ class Stride:
         self.name, self.every, self.budget = name, every, budget
         self._costs: list[float] = []
         self._skipped = 0
+        self._news = False  # a cost that adapt has not seen
         self.total_s = 0.0  # spent on this signal so far
 
     def due(self, step: int) -> bool:
@@ -39,6 +40,7 @@ class Stride:
             self._skipped = 1
             return
         self._costs.append(seconds)
+        self._news = True
         if len(self._costs) > 16:
             del self._costs[0]
 
@@ -48,8 +50,9 @@ class Stride:
         Returns:
             The factor by which the stride grew; 1 when it stays.
         """
-        if not self._costs or seconds_per_step <= 0:
+        if not self._news or seconds_per_step <= 0:
             return 1
+        self._news = False
         share = median(self._costs) / (self.every * seconds_per_step)
         if len(self._costs) < MIN_MEASURED and share < 4 * self.budget:  # what is far too dear is seen at once
             return 1
