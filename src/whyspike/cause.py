@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from whyspike.gaps import GapCurve
     from whyspike.periods import PeriodResult
     from whyspike.plotted import Plotted
+    from whyspike.reread import Repeats
     from whyspike.sampling import Sampling
     from whyspike.seams import Intervention
 
@@ -74,6 +75,8 @@ class Observation:
     units: Units | None = None
     batch_null: Mapping[str, float] = field(default_factory=dict)  # event id → p of the batch-mean null
     periods: tuple[PeriodResult, ...] = ()  # tests of the periods that the run has by itself, the epoch first
+    reread: Mapping[int, float] = field(default_factory=dict)  # step → share of its samples that read the same again
+    repeats: Repeats | None = None  # of a loader that draws at random: whether its epochs are the same
     replayable: bool = False  # model, loss_fn and capsules are at hand
     gaps: GapCurve | None = None  # how a sample's loss depends on when it was last trained on; for waves over the epoch
     curve: Curve | None = None  # the patterns of the curve; None where nobody looked

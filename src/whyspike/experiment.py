@@ -17,7 +17,7 @@ from whyspike.epoch_experiment import EpochExperiment
 from whyspike.errors import NotReplayable
 from whyspike.excess import Measure, excess, jump
 from whyspike.periods import occurrences
-from whyspike.replay import HORIZON, Replayed, Subject, Window
+from whyspike.replay import HORIZON, Draws, Replayed, Subject, Window
 from whyspike.seams import BASELINE, Intervention
 from whyspike.types import ArmName, Event, Suspicion, Trial
 
@@ -75,6 +75,8 @@ class Experiment:
         steps = [(event, int(step)) for event in events for step in occurrences(self.seen.run, event)]
         if moments is not None:
             steps = [(min(steps, key=lambda at: abs(at[1] - m))[0], m) for m in moments] if steps else []
+        else:
+            steps = [(event, step) for event, step in steps if not event.is_wave]  # EpochExperiment replays those
         for event, step in steps:
             try:
                 windows.append((event, self.subject.window(step, before=moments is not None)))
@@ -181,11 +183,12 @@ class Experiment:
         if cause.one_event:
             pairs = pairs[:1]
         measure = self.measure_of(cause, suspicion.events)
-        draw = self.subject.draw
-        placebo = cause.placebo(self.seen, draw)
+        draw = Draws(self.subject)
+        interventions = cause.interventions(self.seen, draw)
+        placebo = cause.placebo(self.seen, draw) if interventions else None  # beside nothing it would say nothing
         arms: list[tuple[ArmName, Intervention]] = [
             ("baseline", BASELINE),
-            *(("intervention", i) for i in cause.interventions(self.seen, draw)),
+            *(("intervention", i) for i in interventions),
             *([("placebo", placebo)] if placebo is not None else []),
         ]
         made: list[Trial] = []
@@ -215,6 +218,8 @@ class Experiment:
     ) -> Trial:
         made = self.replay(pair, intervention, horizon)
         onset = _onset(made)
+        if measure == "deviation":
+            measure = "dip" if (pair.event.reported or 1.0) < 1.0 else "reported"
         reported_reference = _reported_reference(self.seen, made.event_step)
         state_reference = _state_reference(made)
         recorded = arm == "baseline" and pair.redraw is None

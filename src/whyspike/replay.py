@@ -73,6 +73,20 @@ class Replayed:
         return worst
 
 
+class Draws:
+    """What interventions take samples from: `draw(n)` gives n other ones, `draw.of(ids)` those of these ids."""
+
+    def __init__(self, subject: Subject) -> None:
+        self._subject = subject
+
+    def __call__(self, n: int) -> Any:
+        return self._subject.draw(n)
+
+    def of(self, ids: Iterable[int]) -> Any | None:
+        """The batch of these dataset indices, read in this process; None where there is no dataset to index."""
+        return self._subject.samples(ids)
+
+
 class Subject:
     """A training that can be replayed in this process: the live model and optimizer, and what was recorded of them.
 
@@ -91,11 +105,12 @@ class Subject:
         rule: StepRule | None = None,
         dataset: Any = None,
         collate: Callable[[list[Any]], Any] | None = None,
+        loader: Any = None,
         seed: int = 0,
     ) -> None:
         self.run, self.model, self.optimizer, self.loss_fn = run, model, optimizer, loss_fn
         self.rule = rule or StepRule()
-        self.dataset, self.collate = dataset, collate
+        self.dataset, self.collate, self.loader = dataset, collate, loader
         self.rng = np.random.default_rng(seed)
         self._probe_s: float | None = None
         self._loaded: dict[Path, capsule.Capsule] = {}
@@ -118,6 +133,7 @@ class Subject:
             rule=StepRule(scaler=recorder.scaler),
             dataset=loader.dataset if sized else None,
             collate=loader.collate_fn if sized else None,
+            loader=loader,
         )
 
     def capsule(self, path: Path) -> capsule.Capsule:
