@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 WIDTH = 0.125  # epochs; of a bin
 BINS = 16  # up to 2 epochs: the longest gap of a reshuffled epoch, and of a reversed one
-PER_BIN = 192  # samples of each bin at each state
+PER_BIN = 128  # samples of each bin at each state
 LEAST = 16  # samples in a bin, below which it is left out
 PHASES = (0.25, 0.5, 0.75)  # of an epoch, where the network is looked at: together they show gaps from 0 to 7/4
-EPOCHS = 6
+EPOCHS = 8  # clusters of the bootstrap
 DRAWS = 2000
 
 

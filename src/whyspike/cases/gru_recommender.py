@@ -98,12 +98,18 @@ def training(
     epochs: int = 20,
     hidden: int = 48,
     n_items: int = ITEMS,
+    rest: int = 0,
     replacement: bool = False,
     **how: Any,
 ) -> Training:
-    """The recommender on synthetic sessions. `n` is rounded to whole batches, so that no small last batch is left."""
+    """The recommender on synthetic sessions.
+
+    Args:
+        n: windows to train on, rounded to whole batches.
+        rest: windows more than that: the samples of a last batch that is smaller than the others.
+    """
     size = vary.of(batch_size, vary.batch_size)
-    n = max(8, round(n * vary.n / size)) * size
+    n = max(8, round(n * vary.n / size)) * size + rest
     found = windows(sessions(n + VALIDATION, n_items, seed), n_items, n + VALIDATION)
     return _training(
         Windows(found.items[:n], found.target[:n], n_items),
