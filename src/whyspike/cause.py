@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from whyspike.plotted import Plotted
     from whyspike.sampling import Sampling
     from whyspike.seams import Intervention
+    from whyspike.terms import Terms
 
 Draw = Callable[[int], Any]
 
@@ -88,6 +89,13 @@ class Observation:
         from whyspike.plotted import plotted
 
         return plotted(self.run)
+
+    @cached_property
+    def terms(self) -> Terms | None:
+        """The logged numbers that add up to the loss; None when they do not."""
+        from whyspike.terms import terms
+
+        return terms(self.run)
 
     def event(self, event_id: str) -> Event:
         return next(e for e in self.events if e.id == event_id)
