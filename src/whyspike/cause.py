@@ -22,7 +22,9 @@ from whyspike.errors import UnknownCause
 from whyspike.types import Attribution, Cure, Event, Evidence, Exponent, Family, Finding, Note, Run, Suspicion, Trial
 
 if TYPE_CHECKING:
+    from whyspike.curve import Curve
     from whyspike.excess import Measure
+    from whyspike.gaps import GapCurve
     from whyspike.periods import PeriodResult
     from whyspike.plotted import Plotted
     from whyspike.sampling import Sampling
@@ -74,6 +76,8 @@ class Observation:
     batch_null: Mapping[str, float] = field(default_factory=dict)  # event id → p of the batch-mean null
     periods: tuple[PeriodResult, ...] = ()  # tests of the periods that the run has by itself, the epoch first
     replayable: bool = False  # model, loss_fn and capsules are at hand
+    gaps: GapCurve | None = None  # how a sample's loss depends on when it was last trained on; for waves over the epoch
+    curve: Curve | None = None  # the patterns of the curve; None where nobody looked
     missing: tuple[str, ...] = ()  # what could not be looked at, and how to supply it
 
     @cached_property
@@ -155,6 +159,8 @@ class Cause:
     harmless: ClassVar[bool] = False  # expected behaviour: harm is "none"
     measure: ClassVar[Measure | None] = None  # what it is judged by; None: the network where it moved, else the plot
     window: ClassVar[Literal["event", "epoch"]] = "event"  # what a trial replays; "epoch": measured by the pattern
+    one_event: ClassVar[bool] = False  # a run has few such events by its nature: one is ranked against placebo draws
+    demo: ClassVar[str] = ""  # the case that shows it, where none is named as the cause
     title: ClassVar[str] = ""  # the headline: lower case, one sentence without a full stop, stands alone
 
     @property
