@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from whyspike.reread import Repeats
     from whyspike.sampling import Sampling
     from whyspike.seams import Intervention
+    from whyspike.terms import Terms
 
 Draw = Callable[[int], Any]
 
@@ -97,6 +98,13 @@ class Observation:
         from whyspike.plotted import plotted
 
         return plotted(self.run)
+
+    @cached_property
+    def terms(self) -> Terms | None:
+        """The logged numbers that add up to the loss; None when they do not."""
+        from whyspike.terms import terms
+
+        return terms(self.run)
 
     def event(self, event_id: str) -> Event:
         return next(e for e in self.events if e.id == event_id)
