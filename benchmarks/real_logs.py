@@ -23,8 +23,8 @@ from whyspike.readers import read_all
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "real_logs.md"
 HEAD = """# Logs of trainings that nobody here ran
 
-`WHYSPIKE_REAL_LOGS=FOLDER python benchmarks/real_logs.py` writes this page; the logs, published by others under permissive
-licences, are not part of the project. `tests/test_real_logs.py` holds what is known to be true of each.
+`WHYSPIKE_REAL_LOGS=FOLDER python benchmarks/real_logs.py` writes this page; the logs, published by others under
+permissive licences, are not part of the project. `tests/test_real_logs.py` holds what is known to be true of each.
 
 | log | read as | values | seconds | answer | notes |
 |---|---|---|---|---|---|
