@@ -24,7 +24,7 @@ from whyspike.types import Attribution, Cure, Event, Evidence, Exponent, Family,
 if TYPE_CHECKING:
     from whyspike.excess import Measure
     from whyspike.periods import PeriodResult
-    from whyspike.reread import Repeats
+    from whyspike.reread import SameDraws
     from whyspike.sampling import Sampling
     from whyspike.seams import Intervention
 
@@ -73,7 +73,7 @@ class Observation:
     batch_null: Mapping[str, float] = field(default_factory=dict)  # event id → p of the batch-mean null
     periods: tuple[PeriodResult, ...] = ()  # tests of the periods that the run has by itself, the epoch first
     reread: Mapping[int, float] = field(default_factory=dict)  # step → share of its samples that read the same again
-    repeats: Repeats | None = None  # of a loader that draws at random: whether its epochs are the same
+    same_draws: SameDraws | None = None  # of a loader that draws at random: whether its epochs are the same
     replayable: bool = False  # model, loss_fn and capsules are at hand
     missing: tuple[str, ...] = ()  # what could not be looked at, and how to supply it
 

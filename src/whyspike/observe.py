@@ -45,21 +45,21 @@ def observe(run: Run, subject: Subject | None = None, progress: Progress | None 
     missing = [*_missing(run), *_too_few_cycles(run, periods)]
     if subject is None:
         return Observation(run=run, events=_named(run, events), periods=periods, missing=tuple(missing))
-    from whyspike.reread import Repeats, repeats, reread
+    from whyspike.reread import SameDraws, reread, same_draws
 
     exponent: Exponent | None = None
     attributions: dict[str, Attribution] = {}
     null: dict[str, float] = {}
     units: Units | None = None
     again: Mapping[int, float] = {}
-    repeated: Repeats | None = None
+    draws: SameDraws | None = None
     replayable = bool(run.capsules)
     with subject.kept():
         if run.facts.get("num_workers"):
             say("reading samples of recorded batches again", 0.05)
             again = reread(subject)
         if not again or min(again.values()) < 1.0:
-            repeated = repeats(subject)
+            draws = same_draws(subject)
         say("measuring the exponent of the loss in the batch size", 0.1)
         try:
             exponent = _exponent(subject)
@@ -86,7 +86,7 @@ def observe(run: Run, subject: Subject | None = None, progress: Progress | None 
         units=units,
         batch_null=null,
         reread=again,
-        repeats=repeated,
+        same_draws=draws,
         periods=periods,
         replayable=replayable,
         missing=tuple(missing),
