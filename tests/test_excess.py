@@ -44,9 +44,9 @@ def test_dip_is_the_area_below() -> None:
     assert got == pytest.approx(2.0)
 
 
-def test_rise_and_deviation_count_what_is_on_the_other_side_against_it() -> None:
+def test_height_and_deviation_count_what_is_on_the_other_side_against_it() -> None:
     reported = [1.0, math.e**2, math.exp(-0.5), 9.0]
-    for measure, direction, expected in (("rise", 1.0, 1.5), ("deviation", -1.0, -1.5)):
+    for measure, direction, expected in (("height", 1.0, 1.5), ("deviation", -1.0, -1.5)):
         got = excess(
             measure,  # type: ignore[arg-type]
             reported=reported,

@@ -47,7 +47,7 @@ def answer(seen: Observation, verdicts: Sequence[Verdict]) -> Answer:
     if top is not None:
         cause = catalogue()[top.cause]
         events = [e for e in seen.events if e.id in top.events]
-        parts = [cause.sentence(seen, events), _harm(top, events), _proof(top)]
+        parts = [cause.sentence(seen, events), _harm(top, events), _proof(top, seen)]
         if open_:
             parts.append(f"{_count(len(open_), 'event' if top.silent else 'other event')} not explained by it.")
         status = "healthy" if top.harm == "none" and not open_ else "explained"
@@ -103,10 +103,14 @@ def _by_epoch(seen: Observation) -> str:
     )
 
 
-def _proof(verdict: Verdict) -> str:
+def _proof(verdict: Verdict, seen: Observation) -> str:
     decided = next((a for a in verdict.arms if a.arm == "intervention"), None)
     if decided is None or decided.share_removed is None:
-        return "" if verdict.outcome == "confirmed" else "The record makes this likely; a replay would prove it."
+        if verdict.outcome == "confirmed":
+            return ""
+        if "reader_says" in seen.run.facts:
+            return "The log makes this likely; the training recorded with whyspike.watch would prove it."
+        return "The record makes this likely; a replay would prove it."
     placebo = next((a for a in verdict.arms if a.arm == "placebo" and a.share_removed is not None), None)
     beside = f"; a placebo, {percent(placebo.share_removed or 0.0)}" if placebo is not None else ""
     word = "Proof" if verdict.outcome == "confirmed" else "Sign"

@@ -22,8 +22,11 @@ from whyspike.errors import UnknownCause
 from whyspike.types import Attribution, Cure, Event, Evidence, Exponent, Family, Finding, Note, Run, Suspicion, Trial
 
 if TYPE_CHECKING:
+    from whyspike.curve import Curve
     from whyspike.excess import Measure
+    from whyspike.gaps import GapCurve
     from whyspike.periods import PeriodResult
+    from whyspike.plotted import Plotted
     from whyspike.reread import SameDraws
     from whyspike.sampling import Sampling
     from whyspike.seams import Intervention
@@ -75,6 +78,8 @@ class Observation:
     reread: Mapping[int, float] = field(default_factory=dict)  # step → share of its samples that read the same again
     same_draws: SameDraws | None = None  # of a loader that draws at random: whether its epochs are the same
     replayable: bool = False  # model, loss_fn and capsules are at hand
+    gaps: GapCurve | None = None  # how a sample's loss depends on when it was last trained on; for waves over the epoch
+    curve: Curve | None = None  # the patterns of the curve; None where nobody looked
     missing: tuple[str, ...] = ()  # what could not be looked at, and how to supply it
 
     @cached_property
@@ -83,6 +88,13 @@ class Observation:
         from whyspike.sampling import sampling
 
         return sampling(self.run)
+
+    @cached_property
+    def plotted(self) -> Mapping[str, Plotted]:
+        """The numbers that the user logged and that are a formula of the recorded losses, by their name."""
+        from whyspike.plotted import plotted
+
+        return plotted(self.run)
 
     def event(self, event_id: str) -> Event:
         return next(e for e in self.events if e.id == event_id)
@@ -142,6 +154,8 @@ class Cause:
     harmless: ClassVar[bool] = False  # expected behaviour: harm is "none"
     measure: ClassVar[Measure | None] = None  # what it is judged by; None: the network where it moved, else the plot
     window: ClassVar[Literal["event", "epoch"]] = "event"  # what a trial replays; "epoch": measured by the pattern
+    one_event: ClassVar[bool] = False  # a run has few such events by its nature: one is ranked against placebo draws
+    demo: ClassVar[str] = ""  # the case that shows it, where none is named as the cause
     title: ClassVar[str] = ""  # the headline: lower case, one sentence without a full stop, stands alone
 
     @property

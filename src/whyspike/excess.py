@@ -1,18 +1,21 @@
 """How much an event costs: the area above the level before it, in log-loss times steps.
 
-Eight measures, because a number that is plotted, a network that is damaged and a damage that grows are three things:
+Nine measures, because a number that is plotted, a network that is damaged and a damage that grows are three things:
 
 - `state`: area of the probe loss above its level before the event, from the event on;
 - `reported`: area of the logged loss above its median over the 64 steps before, over the event's own steps;
 - `growth`: area of the probe loss above its level right after the event's first step, over the steps that follow:
   what the optimizer's memory adds to a step that is already made;
 - `dip`: as `reported`, below the level instead of above it;
-- `rise`: as `reported`, but what lies below the level counts against it, so that noise adds nothing on average;
-- `deviation`: as `rise`, counted downwards for an event that lies below its level;
+- `height`: as `reported`, but what lies below the level counts against it, so that noise adds nothing on average;
+- `deviation`: as `height`, counted downwards for an event that lies below its level;
 - `jump`: mean log of the logged loss over the eight steps from the event on, less that over the eight before it, both
   of the same replay; counted in the direction in which the record jumps;
 - `pattern`: of a replayed epoch, the amplitude (lowest to highest phase, nats) of the pattern that the other epochs of
-  the run have in common, less the drift of the probe; negative where the pattern is upside down.
+  the run have in common, less the drift of the network; negative where the pattern is upside down;
+- `rise`: as `pattern`, of the epoch's plain course, from which no drift is taken. Where every sample is visited once an
+  epoch, what the network gains by a sample's own visits shows at the next epoch's begin and not within the epoch, so
+  that a line through both would make a rise of a flat course.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from whyspike.pattern import Pattern
 
-Measure = Literal["state", "reported", "growth", "dip", "rise", "deviation", "jump", "pattern"]
+Measure = Literal["state", "reported", "growth", "dip", "height", "deviation", "jump", "pattern", "rise"]
 
 
 JUMP_STEPS = 8  # on either side
@@ -62,7 +65,7 @@ def excess(
     """The excess of one replay.
 
     Args:
-        measure: any but "pattern", which `pattern_excess` measures.
+        measure: any but "pattern" and "rise", which `pattern_excess` measures.
         onset: position of the event's first step in `reported` and `state`.
         length: steps of the event itself, for the logged loss.
         direction: -1.0 where the record jumps down, for "jump", or lies below its level, for "deviation".
@@ -74,7 +77,7 @@ def excess(
     if measure == "dip":
         own = reported[onset : onset + length]
         return sum(max(0.0, -log_rise(v, reported_reference)) for v in own if not math.isnan(v))
-    if measure in ("rise", "deviation"):
+    if measure in ("height", "deviation"):
         own = reported[onset : onset + length]
         return direction * sum(log_rise(v, reported_reference) for v in own if not math.isnan(v))
     if measure == "growth":
@@ -89,13 +92,13 @@ def jump(reported: Sequence[float], onset: int, reference: float) -> float:
     return sum(after) / len(after) - sum(before) / len(before) if before and after else math.nan
 
 
-def pattern_excess(pattern: Pattern, *, reported: Sequence[float], state_before: float, state_after: float) -> float:
+def pattern_excess(pattern: Pattern, *, reported: Sequence[float], drift: float) -> float:
     """The excess of one replayed epoch: the amplitude of the pattern in it, nats.
 
     Args:
         pattern: of the other epochs.
         reported: the logged losses of the epoch.
-        state_before, state_after: the probe loss before its first and after its last step. What the network itself
-            gained or lost over the epoch is no pattern.
+        drift: by how many nats of log loss the network itself changed over the epoch; what it gained or lost for good
+            is no pattern.
     """
-    return pattern.amplitude_in(reported, drift=log_rise(state_after, state_before))
+    return pattern.amplitude_in(reported, drift)

@@ -17,7 +17,7 @@ from whyspike.epoch_experiment import EpochExperiment
 from whyspike.errors import NotReplayable
 from whyspike.excess import Measure, excess, jump
 from whyspike.periods import occurrences
-from whyspike.replay import Draws, Replayed, Subject, Window
+from whyspike.replay import HORIZON, Draws, Replayed, Subject, Window
 from whyspike.seams import BASELINE, Intervention
 from whyspike.types import ArmName, Event, Suspicion, Trial
 
@@ -101,11 +101,11 @@ class Experiment:
 
     # ------------------------------------------------------------------ replays
 
-    def replay(self, pair: Pair, intervention: Intervention) -> Replayed:
+    def replay(self, pair: Pair, intervention: Intervention, horizon: int = HORIZON) -> Replayed:
         """Replay a pair, or take what was replayed before with the same words on the same steps."""
         key = (pair.number, intervention.words, str(getattr(intervention, "where", "")))
         if key not in self._done:
-            self._done[key] = self.subject.replay(pair.window, intervention, redraw=pair.redraw)
+            self._done[key] = self.subject.replay(pair.window, intervention, redraw=pair.redraw, horizon=horizon)
         return self._done[key]
 
     def measure_states(self, progress: Progress | None = None) -> Observation:
@@ -180,13 +180,15 @@ class Experiment:
         pairs = self.pairs(suspicion.events, cause)
         if not pairs:
             return ()
+        if cause.one_event:
+            pairs = pairs[:1]
         measure = self.measure_of(cause, suspicion.events)
         draw = Draws(self.subject)
-        changes = cause.interventions(self.seen, draw)
-        placebo = cause.placebo(self.seen, draw) if changes else None  # nothing to compare it with
+        interventions = cause.interventions(self.seen, draw)
+        placebo = cause.placebo(self.seen, draw) if interventions else None  # beside nothing it would say nothing
         arms: list[tuple[ArmName, Intervention]] = [
             ("baseline", BASELINE),
-            *(("intervention", i) for i in changes),
+            *(("intervention", i) for i in interventions),
             *([("placebo", placebo)] if placebo is not None else []),
         ]
         made: list[Trial] = []
@@ -203,11 +205,19 @@ class Experiment:
                 if progress and k % 10 == 0:
                     progress(f"replaying {cause.id}: placebo draw {k + 1} of {draws}", k / draws)
                 drawn = replace(first, number=first.number + 1 + k, redraw=k)
-                made += [self._trial(cause, "placebo", placebo, drawn, measure)]
+                made += [self._trial(cause, "placebo", placebo, drawn, measure, horizon=_needed(first.event, measure))]
         return tuple(made)
 
-    def _trial(self, cause: Cause, arm: ArmName, intervention: Intervention, pair: Pair, measure: Measure) -> Trial:
-        made = self.replay(pair, intervention)
+    def _trial(
+        self,
+        cause: Cause,
+        arm: ArmName,
+        intervention: Intervention,
+        pair: Pair,
+        measure: Measure,
+        horizon: int = HORIZON,
+    ) -> Trial:
+        made = self.replay(pair, intervention, horizon)
         onset = _onset(made)
         reported_reference = _reported_reference(self.seen, made.event_step)
         state_reference = _state_reference(made)
@@ -256,6 +266,12 @@ def _moved(event: Event, late: int, factor: float) -> Event:
     if event.kind == "periodic" and event.period:
         step, last = step if step >= 0 else step + event.period, last - late
     return replace(event, state=factor, step=max(0, step), last_step=last)
+
+
+def _needed(event: Event, measure: Measure) -> int:
+    """Steps after the event that the measure looks at: the logged loss counts on the event's own steps alone."""
+    own = 1 if event.period else event.last_step - event.step + 1
+    return min(HORIZON, own) if measure in ("reported", "dip", "height", "deviation") else HORIZON
 
 
 def _onset(made: Replayed) -> int:

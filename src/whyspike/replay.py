@@ -183,6 +183,22 @@ class Subject:
         with frozen(self.model):
             return fetch(self.dataset, self.collate, rows) if rows else None
 
+    def loss_of(self, ids: Iterable[int]) -> list[tuple[float, int]]:
+        """The loss on these samples in eval mode, in batches of the nominal size: (loss, samples) of each.
+
+        Raises:
+            NotReplayable: the loader has no dataset to index.
+        """
+        rows = [int(i) for i in ids]
+        if self.dataset is None or self.collate is None:
+            raise NotReplayable("the loader has no dataset that can be indexed by a sample's id")
+        found = []
+        with frozen(self.model):
+            for k in range(0, len(rows), self.batch_size):
+                piece = rows[k : k + self.batch_size]
+                found.append((float(self.loss_fn(self.model, fetch(self.dataset, self.collate, piece))), len(piece)))
+        return found
+
     @cached_property
     def probe_batches(self) -> list[Any]:
         """The probe set: fixed training samples, in pieces of at most the batch size."""

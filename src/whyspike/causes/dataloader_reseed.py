@@ -49,7 +49,7 @@ class DataloaderReseed(Cause):
     aliases = ("worker-seed", "numpy-seed")
     needs = ("n_samples",)
     rank = 17
-    measure = "rise"
+    measure = "height"
     title = "every epoch draws the same random augmentations"
 
     def signature(self, seen: Observation) -> Suspicion | None:
