@@ -61,6 +61,10 @@ def _healthy(seen: Observation) -> str:
     thinned = isinstance(every, int) and int(seen.run.step[-1] - seen.run.step[0]) >= 2 * len(seen.run)
     steps = f"{len(seen.run):,} logged values" if thinned else f"{len(seen.run)} steps"
     said = f"Nothing is wrong: over {steps}{size}, the loss shows no spike, dip or shift beyond its own noise."
+    if seen.run.facts.get("objective"):
+        said += (
+            " But the objective moves by itself (two players, or a policy), so that its loss is no measure of progress."
+        )
     if seen.exponent is not None and abs(seen.exponent.alpha) > EXACT:
         said += (
             f" But it depends on the batch size (exponent {seen.exponent.alpha:+.2f}, 0 for a mean), and so does the "

@@ -7,6 +7,7 @@ Seven measures, because a number that is plotted, a network that is damaged and 
 - `growth`: area of the probe loss above its level right after the event's first step, over the steps that follow:
   what the optimizer's memory adds to a step that is already made;
 - `dip`: as `reported`, below the level instead of above it;
+- `deviation`: `dip` for an event below its level, `reported` for any other;
 - `jump`: mean log of the logged loss over the eight steps from the event on, less that over the eight before it, both
   of the same replay; counted in the direction in which the record jumps;
 - `pattern`: of a replayed epoch, the amplitude (lowest to highest phase, nats) of the pattern that the other epochs of
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from whyspike.pattern import Pattern
 
-Measure = Literal["state", "reported", "growth", "dip", "jump", "pattern", "rise"]
+Measure = Literal["state", "reported", "growth", "dip", "deviation", "jump", "pattern", "rise"]
 
 
 JUMP_STEPS = 8  # on either side
@@ -63,7 +64,8 @@ def excess(
     """The excess of one replay.
 
     Args:
-        measure: any but "pattern" and "rise", which `pattern_excess` measures.
+        measure: any but "pattern" and "rise", which `pattern_excess` measures, and "deviation", which depends on the
+            event.
         onset: position of the event's first step in `reported` and `state`.
         length: steps of the event itself, for the logged loss.
         direction: -1.0 where the record jumps down, for "jump".

@@ -52,13 +52,22 @@ def observe(run: Run, subject: Subject | None = None, progress: Progress | None 
     if subject is None:
         named = _named(run, events)
         return Observation(run=run, events=named, periods=periods, curve=curve, missing=tuple(missing))
+    from whyspike.reread import Repeats, repeats, reread
+
     exponent: Exponent | None = None
     attributions: dict[str, Attribution] = {}
     null: dict[str, float] = {}
     units: Units | None = None
     gaps: GapCurve | None = None
+    again: Mapping[int, float] = {}
+    repeated: Repeats | None = None
     replayable = bool(run.capsules)
     with subject.kept():
+        if run.facts.get("num_workers"):
+            say("reading samples of recorded batches again", 0.05)
+            again = reread(subject)
+        if not again or min(again.values()) < 1.0:
+            repeated = repeats(subject)
         say("measuring the exponent of the loss in the batch size", 0.1)
         try:
             exponent = _exponent(subject)
@@ -90,6 +99,8 @@ def observe(run: Run, subject: Subject | None = None, progress: Progress | None 
         exponent=exponent,
         units=units,
         batch_null=null,
+        reread=again,
+        repeats=repeated,
         periods=periods,
         replayable=replayable,
         gaps=gaps,
@@ -124,8 +135,11 @@ def _too_few_cycles(run: Run, periods: Sequence[PeriodResult]) -> Sequence[str]:
 
 
 def _named(run: Run, events: Sequence[Event]) -> tuple[Event, ...]:
-    """The events with the ids of the samples in their first step's batch, where these are few enough to read."""
-    if run.sample_ids is None:
+    """The events with the ids of the samples in their first step's batch, where these are few enough to read.
+
+    In full-batch training every batch has them all, so that none is named.
+    """
+    if run.sample_ids is None or run.steps_per_epoch == 1:
         return tuple(events)
     named = []
     for event in events:
