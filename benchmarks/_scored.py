@@ -248,6 +248,8 @@ def network_moved(training: Any) -> Result:
         for batch in training.loader:
             training.optimizer.zero_grad()
             training.loss_fn(training.model, batch).backward()
+            if training.clip_grad_norm is not None:
+                torch.nn.utils.clip_grad_norm_(training.model.parameters(), training.clip_grad_norm)
             training.optimizer.step()
             if training.scheduler is not None:
                 training.scheduler.step()

@@ -37,7 +37,8 @@ VISIBLE = 1.5  # a fault counts when the loss or the probe peaks, within 5 steps
 #               and of the peak that the same steps have without the fault
 HIT_WITHIN = 25  # steps from the fault to the onset of the event that finds it
 AFTERMATH = 100  # events this soon after a fault are neither hits nor false
-CACHE = Path(tempfile.gettempdir()) / "whyspike-benchmark-detectors-3"
+NETWORK = 512  # samples on which it is measured whether an event of a healthy training is a real one
+CACHE = Path(tempfile.gettempdir()) / "whyspike-benchmark-detectors-4"
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ class Recorded:
     probe: np.ndarray  # [T], nan where there is none
     grad_norm: np.ndarray  # [T], nan where there is none
     n_samples: np.ndarray  # [T]
+    network: np.ndarray  # [T], loss on 512 samples of the healthy trainings, nan elsewhere; no detector sees it
     batch_size: int
     faults: tuple[tuple[int, str, bool], ...]  # step, kind, whether it is visible
 
@@ -139,6 +141,7 @@ def train(setup: Setup, seed: int, faults: dict[int, str]) -> Recorded:
     momentum = {"momentum": 0.9} if setup.optimizer == "sgd" else {}
     optimizer = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[setup.optimizer](params, lr=setup.lr, **momentum)
     probe_rows = torch.from_numpy(rng.choice(size, 32, replace=False))
+    network_rows = torch.from_numpy(np.random.default_rng(seed).permutation(size)[:NETWORK])
     schedule = {
         "constant": lambda step: 1.0,
         "cosine": lambda step: 0.5 * (1 + math.cos(math.pi * step / STEPS)),
@@ -147,7 +150,7 @@ def train(setup: Setup, seed: int, faults: dict[int, str]) -> Recorded:
     }[setup.schedule]
     batches = list(epochs(size, b, rng))
 
-    def one(step: int, fault: str | None) -> tuple[float, float, float, int]:
+    def one(step: int, fault: str | None) -> tuple[float, float, float, int, float]:
         rows = torch.from_numpy(batches[step])
         if fault == "short-batch":
             rows = rows[: max(1, b // 8)]
@@ -172,9 +175,10 @@ def train(setup: Setup, seed: int, faults: dict[int, str]) -> Recorded:
                 for p in params:
                     p.add_(torch.randn_like(p) * (p.std(correction=0) * 0.4))
             probe = criterion(model(xt[probe_rows]), yt[probe_rows])
-        return loss.item(), probe.item(), norm.item(), len(rows)
+            network = math.nan if faults else criterion(model(xt[network_rows]), yt[network_rows]).item()
+        return loss.item(), probe.item(), norm.item(), len(rows), network
 
-    rows: list[tuple[float, float, float, int]] = []
+    rows: list[tuple[float, float, float, int, float]] = []
     twins: dict[int, np.ndarray] = {}  # the six steps from a fault on, as they are without it
     for step in range(STEPS):
         if step in faults:
@@ -183,7 +187,7 @@ def train(setup: Setup, seed: int, faults: dict[int, str]) -> Recorded:
             model.load_state_dict(saved[0])
             optimizer.load_state_dict(saved[1])
         rows.append(one(step, faults.get(step)))
-    loss, probe, norm, n = (np.array(c) for c in zip(*rows, strict=True))
+    loss, probe, norm, n, network = (np.array(c) for c in zip(*rows, strict=True))
     marks = []
     for step, kind in sorted(faults.items()):
         seen = False
@@ -191,7 +195,7 @@ def train(setup: Setup, seed: int, faults: dict[int, str]) -> Recorded:
             peak = values[step : step + 6].max()
             seen |= peak >= VISIBLE * max(np.median(values[max(0, step - 64) : step]), twins[step][:, k].max())
         marks.append((step, kind, bool(seen)))
-    return Recorded(setup.name, loss, probe, norm, n, b, tuple(marks))
+    return Recorded(setup.name, loss, probe, norm, n, network, b, tuple(marks))
 
 
 def epochs(size: int, batch_size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
@@ -227,7 +231,7 @@ def synthetic(kind: str, seed: int) -> Recorded:
     else:  # a log-density that passes through zero
         loss = 3.0 * falling - 4.0 + 0.3 * rng.standard_normal(len(t))
     none = np.full(len(t), np.nan)
-    return Recorded(f"synthetic-{kind}", loss, none, none, np.full(len(t), 32), 32, ())
+    return Recorded(f"synthetic-{kind}", loss, none, none, np.full(len(t), 32), none, 32, ())
 
 
 def faults_for(setup: Setup, seed: int) -> dict[int, str]:
@@ -246,12 +250,12 @@ def series(seeds: tuple[int, ...], *, quiet: bool = False) -> tuple[list[Recorde
         if not path.exists():
             r = make()
             np.savez(path, loss=r.loss, probe=r.probe, grad_norm=r.grad_norm, n_samples=r.n_samples,
-                     batch_size=r.batch_size, name=r.name, faults=json.dumps(r.faults))  # fmt: skip
+                     network=r.network, batch_size=r.batch_size, name=r.name, faults=json.dumps(r.faults))  # fmt: skip
             if not quiet:
                 print(f"\rmade {key:<40}", end="", file=sys.stderr)
         z = np.load(path)
         faults = tuple((int(s), str(k), bool(v)) for s, k, v in json.loads(str(z["faults"])))
-        columns = (z[c] for c in ("loss", "probe", "grad_norm", "n_samples"))
+        columns = (z[c] for c in ("loss", "probe", "grad_norm", "n_samples", "network"))
         return Recorded(str(z["name"]), *columns, int(z["batch_size"]), faults)
 
     healthy, faulty = [], []
@@ -373,7 +377,7 @@ def short_last_batch(seeds: tuple[int, ...]) -> list[int]:
             loss = (0.5 + 2 / np.sqrt(1 + np.arange(len(n)) / 30)) * np.exp(noise)
             loss[last] *= 8
             none = np.full(len(n), np.nan)
-            found = ours(Recorded("double-averaged", loss, none, none, n, 32, ()), stride=0)
+            found = ours(Recorded("double-averaged", loss, none, none, n, none, 32, ()), stride=0)
             first.append(found[0] // 33 + 1 if found else 99)
     return first
 

@@ -27,7 +27,8 @@ CAUSES = sorted(names_in(whyspike.causes))
 def test_every_file_is_a_cause_and_every_cause_has_its_case():
     assert set(CAUSES) == set(catalogue())
     assert names_in(whyspike.cases) == set(cases())
-    assert set(CAUSES) <= set(cases())
+    assert set(CAUSES) == {case.cause for case in cases().values()}
+    assert all(find_case(name).cause == name for name in CAUSES)
 
 
 @pytest.mark.parametrize("name", CAUSES)
@@ -48,7 +49,7 @@ def test_a_page_tells_every_section_once(name):
     page = catalogue_docs.page(find(name))
     for section in SECTIONS:
         assert page.count(f"## {section}\n") == 1
-    assert f"whyspike demo {name}" in page
+    assert f"whyspike demo {catalogue_docs.case_of(find(name))}`" in page
 
 
 def test_aliases_lead_to_one_cause_and_hide_none():

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
+from whyspike import numpy_rng
 from whyspike.errors import BadTraining
 from whyspike.frozen import frozen, loss_value, restore_rng, rng_state
 
@@ -129,6 +133,35 @@ def test_rng_state_round_trip() -> None:
     first = (torch.rand(1).item(), random.random(), np.random.rand())  # noqa: NPY002
     restore_rng(state)
     assert (torch.rand(1).item(), random.random(), np.random.rand()) == first  # noqa: NPY002
+
+
+@given(st.lists(st.sampled_from(["normal", "uniform", "seed", "look", "back", "other generator"]), max_size=20))
+@settings(deadline=None)
+def test_the_state_of_numpy_is_what_numpy_says(moves: list[str]) -> None:
+    kept = numpy_rng.state()
+    try:
+        for move in moves:
+            if move == "normal":
+                np.random.standard_normal()  # noqa: NPY002  (every second one is drawn without moving the generator)
+            elif move == "uniform":
+                np.random.rand()  # noqa: NPY002
+            elif move == "seed":
+                np.random.seed(3)  # noqa: NPY002
+            elif move == "look":
+                kept = numpy_rng.state()
+            elif move == "other generator":
+                np.random.set_bit_generator(np.random.MT19937(5))  # type: ignore[attr-defined]
+            else:
+                numpy_rng.restore(kept)
+                assert plain(np.random.get_state(legacy=False)) == plain(kept)  # noqa: NPY002
+            assert plain(numpy_rng.state()) == plain(np.random.get_state(legacy=False))  # noqa: NPY002
+    finally:
+        np.random.set_bit_generator(np.random.MT19937(0))  # type: ignore[attr-defined]
+
+
+def plain(state: dict[str, Any]) -> list[object]:
+    inner = state["state"]
+    return [state["has_gauss"], state["gauss"], inner["pos"], inner["key"].tolist()]
 
 
 def test_a_gradient_penalty_can_be_evaluated() -> None:

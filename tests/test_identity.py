@@ -185,3 +185,27 @@ def test_it_does_not_need_many_steps(known):
     short = observed(steps=12)
     assert diagnosed(short).answer.cause == "frozen-layer"
     assert diagnosed(replace(short, run=bare_observation(12).run)).answer.status == "cannot-say"
+
+
+def test_an_identity_that_is_a_fault_stands_where_the_replay_clears_it_of_the_events(known):
+    from whyspike.suspect import suspect as all_suspicions
+    from whyspike.types import Trial
+
+    seen = observed(events=(SPIKE,))
+    [mine] = [s for s in all_suspicions(seen) if s.cause == "frozen-layer"]
+    blamed = replace(mine, events=("e1",), alone=True)
+    made = [
+        Trial(
+            cause="frozen-layer", arm=arm, words=arm, event="e1", pair=k, backend="snapshot", first_step=90,
+            event_step=100, reported=(1.0,) * 20, state=(2.0,) * 20, reported_reference=1.0, state_reference=1.0,
+            excess=1.0, reproduced=True if arm == "baseline" else None, noise=0.0 if arm == "baseline" else None,
+        )
+        for arm in ("baseline", "intervention", "placebo")
+        for k in range(8)
+    ]  # fmt: skip
+    verdict = pipeline._conclude(seen, (blamed,), {"frozen-layer": made}).verdicts[0]
+    assert (verdict.outcome, verdict.events, verdict.harm) == ("confirmed", (), "cosmetic")
+    assert verdict.reason is not None
+    assert "no event comes from it" in verdict.reason
+    [other] = pipeline._conclude(seen, (replace(blamed, alone=False),), {"frozen-layer": made}).verdicts
+    assert other.outcome == "refuted"

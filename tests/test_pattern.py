@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whyspike.excess import pattern_excess
-from whyspike.pattern import logged, pattern
+from whyspike.pattern import logged, pattern, quarters, trend_over
 from whyspike.types import Run
 
 
@@ -68,8 +68,23 @@ def test_drift_of_the_network_is_taken_off() -> None:
     assert found is not None
     flat = np.exp(0.4 * (np.arange(40) + 0.5) / 40)  # nothing but a drift of .4
     assert found.share_in(flat, drift=0.4) == pytest.approx(0.0, abs=1e-9)
-    got = pattern_excess(found, reported=flat.tolist(), state_before=1.0, state_after=float(np.exp(0.4)))
-    assert got == pytest.approx(0.0, abs=1e-9)
+    assert pattern_excess(found, reported=flat.tolist(), drift=0.4) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_the_trend_over_an_epoch_is_that_of_the_run() -> None:
+    run = sawtooth(8, 40, 0.4, slope=-0.2)
+    assert trend_over(run, 4) == pytest.approx(-0.2, abs=1e-9)
+    assert trend_over(run, 7) == pytest.approx(-0.2, abs=1e-9)
+    assert np.isnan(trend_over(run, 11))
+    assert np.isnan(trend_over(sawtooth(2, 40, 0.4), 1))
+
+
+def test_quarters_of_a_sawtooth() -> None:
+    found = quarters(sawtooth(8, 40, 0.4))
+    assert found is not None
+    wave = 0.4 * (np.arange(40) / 39 - 0.5)
+    assert found == pytest.approx([q.mean() for q in np.split(wave, 4)], abs=1e-9)
+    assert quarters(sawtooth(3, 40, 0.4)) is None
 
 
 def test_the_measured_epoch_is_left_out() -> None:

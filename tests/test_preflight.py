@@ -249,3 +249,39 @@ def test_progress_is_told() -> None:
     check(make, progress=lambda words, done: told.append((words, done)))
     assert told[0][1] == 0.0
     assert [done for _, done in told] == sorted(done for _, done in told)
+
+
+# --------------------------------------------------------------------------- what evaluate leaves behind
+
+
+def leaves(*what: str) -> Any:
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        model.eval()
+        if "weights" in what:
+            with torch.no_grad():
+                next(model.parameters()).mul_(0.5)
+        if "modes" not in what:
+            model.train()
+        return {"val": torch.rand(()).item()}
+
+    return evaluate
+
+
+@pytest.mark.parametrize("what", [(), ("weights",), ("modes",), ("weights", "modes")])
+def test_what_one_evaluation_leaves_behind_is_a_finding(what: tuple[str, ...]) -> None:
+    training = make(evaluate=leaves(*what))
+    before = [p.detach().clone() for p in training.model.parameters()], rng_state()["torch"]
+    assert measure_setup(training).evaluation == what
+    assert ids(check(training)) == (["eval-side-effects"] if what else [])
+    after = list(training.model.parameters()), rng_state()["torch"]
+    assert all(torch.equal(a, b) for a, b in zip(before[0], after[0], strict=True))
+    assert torch.equal(before[1], after[1])
+    assert all(m.training for m in training.model.modules())
+
+
+def test_an_evaluation_that_fails_by_itself_is_not_looked_at() -> None:
+    def broken(model: nn.Module) -> dict[str, float]:
+        raise RuntimeError("no data")
+
+    assert measure_setup(make(evaluate=broken)).evaluation is None
+    assert measure_setup(make()).evaluation is None

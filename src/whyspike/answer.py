@@ -47,7 +47,7 @@ def answer(seen: Observation, verdicts: Sequence[Verdict]) -> Answer:
     if top is not None:
         cause = catalogue()[top.cause]
         events = [e for e in seen.events if e.id in top.events]
-        parts = [cause.sentence(seen, events), _harm(top, events), _proof(top)]
+        parts = [cause.sentence(seen, events), _harm(top, events), _proof(top, seen)]
         if open_:
             parts.append(f"{_count(len(open_), 'event' if top.silent else 'other event')} not explained by it.")
         status = "healthy" if top.harm == "none" and not open_ else "explained"
@@ -61,6 +61,10 @@ def _healthy(seen: Observation) -> str:
     thinned = isinstance(every, int) and int(seen.run.step[-1] - seen.run.step[0]) >= 2 * len(seen.run)
     steps = f"{len(seen.run):,} logged values" if thinned else f"{len(seen.run)} steps"
     said = f"Nothing is wrong: over {steps}{size}, the loss shows no spike, dip or shift beyond its own noise."
+    if seen.run.facts.get("objective"):
+        said += (
+            " But the objective moves by itself (two players, or a policy), so that its loss is no measure of progress."
+        )
     if seen.exponent is not None and abs(seen.exponent.alpha) > EXACT:
         said += (
             f" But it depends on the batch size (exponent {seen.exponent.alpha:+.2f}, 0 for a mean), and so does the "
@@ -103,10 +107,14 @@ def _by_epoch(seen: Observation) -> str:
     )
 
 
-def _proof(verdict: Verdict) -> str:
+def _proof(verdict: Verdict, seen: Observation) -> str:
     decided = next((a for a in verdict.arms if a.arm == "intervention"), None)
     if decided is None or decided.share_removed is None:
-        return "" if verdict.outcome == "confirmed" else "The record makes this likely; a replay would prove it."
+        if verdict.outcome == "confirmed":
+            return ""
+        if "reader_says" in seen.run.facts:
+            return "The log makes this likely; the training recorded with whyspike.watch would prove it."
+        return "The record makes this likely; a replay would prove it."
     placebo = next((a for a in verdict.arms if a.arm == "placebo" and a.share_removed is not None), None)
     beside = f"; a placebo, {percent(placebo.share_removed or 0.0)}" if placebo is not None else ""
     word = "Proof" if verdict.outcome == "confirmed" else "Sign"

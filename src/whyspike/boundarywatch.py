@@ -27,6 +27,7 @@ HELD = 256  # steps for which they are
 EVALUATION_SHARE, EVALUATION_FREE_S = 0.02, 0.05  # of the time of evaluations for looking around them
 GAP_SHARE, GAP_FREE_S = 0.001, 0.01  # of the training's time for looking between epochs
 EVERY_STEP = 8  # changes in a row after which a target moves with every step, as a moving average does
+STATISTICS = ("running_mean", "running_var")  # buffers of batch norm; others may be counters
 MARKS = 512  # of a target's changes; later ones are thinned
 
 Mark = Callable[[int, str, dict[str, object]], None]
@@ -118,6 +119,8 @@ class BoundaryWatch:
             start = perf_counter()
             parts, found = self._changed_since(before)
             data["changed"] = parts
+            if any(name.endswith(STATISTICS) for name in found.buffers):
+                data["statistics"] = True
             self._expect(found, n_draws)
             self._spent["evaluation"] += perf_counter() - start
         self._evaluations.append(data)
@@ -279,6 +282,7 @@ class BoundaryWatch:
             "left_in_eval": left,
             "put_back": len(set(names) - set(before)),
             "modules": _n_modules(self.model),
+            "training": self._root,  # of the model itself: a few modules alone may be frozen on purpose
         }
         if evaluations:
             evaluations[-1].update(data)

@@ -109,11 +109,14 @@ def cases() -> dict[str, Case]:
 
 
 def find_case(name: str) -> Case:
-    """The case of that name.
+    """The case of that name, or the first one of the cause of that name.
 
     Raises:
         UnknownCase: there is none.
     """
     if name in cases():
         return cases()[name]
+    for case in cases().values():
+        if case.cause == name:
+            return case
     raise UnknownCase(f"there is no case named {name!r}; `whyspike demo --list` shows all of them")

@@ -24,11 +24,12 @@ WRITTEN = "<!-- written by `./dev docs`"
 
 
 def case_of(cause: Cause) -> str | None:
-    """The case that shows the cause: the file of the same name. Nothing is imported."""
+    """The case that shows the cause: the file of the same name, or the one that it names. Nothing is imported."""
     import whyspike.cases as package
 
-    module = cause.id.replace("-", "_")
-    return cause.id if any(m.name == module for m in pkgutil.iter_modules(package.__path__)) else None
+    name = cause.demo or cause.id
+    module = name.replace("-", "_")
+    return name if any(m.name == module for m in pkgutil.iter_modules(package.__path__)) else None
 
 
 def as_data(cause: Cause) -> dict[str, object]:

@@ -22,9 +22,13 @@ from whyspike.errors import UnknownCause
 from whyspike.types import Attribution, Cure, Event, Evidence, Exponent, Family, Finding, Note, Run, Suspicion, Trial
 
 if TYPE_CHECKING:
+    from whyspike.curve import Curve
     from whyspike.excess import Measure
+    from whyspike.gaps import GapCurve
     from whyspike.periods import PeriodResult
+    from whyspike.plotted import Plotted
     from whyspike.profile import Profile
+    from whyspike.reread import Repeats
     from whyspike.sampling import Sampling
     from whyspike.seams import Intervention
 
@@ -46,6 +50,7 @@ class Setup:
     exponent: Exponent | None  # None when it could not be measured; then `exponent_reason` says why
     exponent_reason: str | None
     facts: Mapping[str, object] = field(default_factory=dict)  # optimizer name, momentum, …
+    evaluation: tuple[str, ...] | None = None  # what a call of evaluate(model) changes; None: not known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +77,11 @@ class Observation:
     batch_null: Mapping[str, float] = field(default_factory=dict)  # event id → p of the batch-mean null
     profiles: Mapping[str, Profile] = field(default_factory=dict)  # by event id, of the network's own spikes
     periods: tuple[PeriodResult, ...] = ()  # tests of the periods that the run has by itself, the epoch first
+    reread: Mapping[int, float] = field(default_factory=dict)  # step → share of its samples that read the same again
+    repeats: Repeats | None = None  # of a loader that draws at random: whether its epochs are the same
     replayable: bool = False  # model, loss_fn and capsules are at hand
+    gaps: GapCurve | None = None  # how a sample's loss depends on when it was last trained on; for waves over the epoch
+    curve: Curve | None = None  # the patterns of the curve; None where nobody looked
     missing: tuple[str, ...] = ()  # what could not be looked at, and how to supply it
 
     @cached_property
@@ -81,6 +90,13 @@ class Observation:
         from whyspike.sampling import sampling
 
         return sampling(self.run)
+
+    @cached_property
+    def plotted(self) -> Mapping[str, Plotted]:
+        """The numbers that the user logged and that are a formula of the recorded losses, by their name."""
+        from whyspike.plotted import plotted
+
+        return plotted(self.run)
 
     def event(self, event_id: str) -> Event:
         return next(e for e in self.events if e.id == event_id)
@@ -140,6 +156,8 @@ class Cause:
     harmless: ClassVar[bool] = False  # expected behaviour: harm is "none"
     measure: ClassVar[Measure | None] = None  # what it is judged by; None: the network where it moved, else the plot
     window: ClassVar[Literal["event", "epoch"]] = "event"  # what a trial replays; "epoch": measured by the pattern
+    one_event: ClassVar[bool] = False  # a run has few such events by its nature: one is ranked against placebo draws
+    demo: ClassVar[str] = ""  # the case that shows it, where none is named as the cause
     title: ClassVar[str] = ""  # the headline: lower case, one sentence without a full stop, stands alone
 
     @property
@@ -175,6 +193,13 @@ class Cause:
         training samples.
         """
         return ()
+
+    def moments(self, seen: Observation, events: Sequence[Event]) -> Sequence[int] | None:
+        """The steps that the experiment replays around; None for those at which the events begin.
+
+        Of what happens between two steps, name the later one: a replay begins before it, so that it can be left out.
+        """
+        return None
 
     def placebo(self, seen: Observation, draw: Draw) -> Intervention | None:
         """As large a change that should not matter, and why in its `words`."""

@@ -2,20 +2,20 @@
 
 For causes that act through an epoch (`Cause.window` is "epoch"): what they make is no spike at a step but a pattern of
 all steps. A pair is one boundary; the excess is the amplitude, in the replayed epoch, of the pattern that the other
-epochs of the run have in common (excess "pattern").
+epochs of the run have in common (excess "pattern", or "rise").
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from whyspike.cause import Cause, Observation
 from whyspike.epochs import Epochs, EpochWindow
-from whyspike.excess import pattern_excess
-from whyspike.pattern import Pattern, pattern
+from whyspike.excess import Measure, log_rise, pattern_excess
+from whyspike.pattern import Pattern, pattern, trend_over
 from whyspike.replay import Replayed, Subject
 from whyspike.seams import BASELINE, Intervention
 from whyspike.types import ArmName, Suspicion, Trial
@@ -29,6 +29,8 @@ Progress = Callable[[str, float], None]
 class EpochExperiment:
     """The replays of the epochs of one subject. A replay that two causes ask for is made once.
 
+    What is drawn at the order seam is the same for every cause, so that equal words are equal replays.
+
     Args:
         most: pairs at most.
     """
@@ -36,7 +38,7 @@ class EpochExperiment:
     def __init__(self, subject: Subject, *, most: int = PAIRS) -> None:
         self.epochs, self.most = Epochs(subject), most
         self._done: dict[tuple[int, str, str, int], Replayed] = {}
-        self._patterns: dict[int, Pattern | None] = {}
+        self._patterns: dict[tuple[int, int, int, str], Pattern | None] = {}
 
     def trials(
         self, cause: Cause, suspicion: Suspicion, seen: Observation, progress: Progress | None = None
@@ -53,14 +55,19 @@ class EpochExperiment:
         events = [seen.event(i) for i in suspicion.events]
         first, last = min(e.step for e in events), max(e.last_step for e in events)
         windows = self.epochs.windows(first, last, self.most, following=following)
-        windows = [w for w in windows if self._pattern(w, seen) is not None]
+        measure = cause.measure or "pattern"
+        patterns = {w.epoch: self._pattern(w, windows, seen, measure) for w in windows}
+        windows = [w for w in windows if patterns[w.epoch] is not None]
         made: list[Trial] = []
         for done, (arm, intervention) in enumerate(arms):
             if progress:
                 progress(f"replaying whole epochs, {cause.id}: {intervention.words}", done / len(arms))
             beside = arm == "intervention" and done > 1
             chosen = windows[:: -(-len(windows) // PROFILE_PAIRS)] if beside and windows else windows
-            made += [self._trial(cause, arm, intervention, w, seen, events[0].id) for w in chosen]
+            for window in chosen:
+                found = patterns[window.epoch]
+                assert found is not None
+                made.append(self._trial(cause, arm, intervention, window, seen, events[0].id, found))
         return tuple(made)
 
     def replay(self, window: EpochWindow, intervention: Intervention) -> Replayed:
@@ -70,20 +77,31 @@ class EpochExperiment:
             self._done[key] = self.epochs.replay(window, intervention)
         return self._done[key]
 
-    def _pattern(self, window: EpochWindow, seen: Observation) -> Pattern | None:
-        """The pattern of the other epochs."""
-        if window.epoch not in self._patterns:
-            self._patterns[window.epoch] = pattern(seen.run, without=[window.epoch])
-        return self._patterns[window.epoch]
+    def _pattern(
+        self, window: EpochWindow, windows: Sequence[EpochWindow], seen: Observation, measure: Measure
+    ) -> Pattern | None:
+        """The pattern of the other epochs: of those about as old as the ones that are replayed, if they are enough."""
+        lived = range(windows[0].epoch, windows[-1].epoch + 1)
+        key = (window.epoch, lived.start, lived.stop, measure)
+        if key not in self._patterns:
+            trend = measure == "rise"
+            found = pattern(seen.run, without=[window.epoch], epochs=lived, trend=trend)
+            self._patterns[key] = found or pattern(seen.run, without=[window.epoch], trend=trend)
+        return self._patterns[key]
 
     def _trial(
-        self, cause: Cause, arm: ArmName, intervention: Intervention, window: EpochWindow, seen: Observation, event: str
+        self,
+        cause: Cause,
+        arm: ArmName,
+        intervention: Intervention,
+        window: EpochWindow,
+        seen: Observation,
+        event: str,
+        found: Pattern,
     ) -> Trial:
         made = self.replay(window, intervention)
-        found = self._pattern(window, seen)
-        assert found is not None
         onset = made.event_step - made.first_step
-        before = made.state[onset - 1] if onset else made.state_before
+        before = _before(made)
         run = seen.run
         rows = (run.step >= window.first_step - 64) & (run.step < window.first_step) & np.isfinite(run.loss)
         return Trial(
@@ -100,8 +118,30 @@ class EpochExperiment:
             reported_reference=float(np.median(run.loss[rows])) if rows.any() else math.nan,
             state_reference=before,
             excess=pattern_excess(
-                found, reported=made.reported[onset:], state_before=before, state_after=made.state[-1]
+                found,
+                reported=made.reported[onset:],
+                drift=0.0 if cause.measure == "rise" else self._drift(window, made, seen),
             ),
             reproduced=made.reproduced if arm == "baseline" else None,
             noise=made.noise if arm == "baseline" else None,
         )
+
+    def _drift(self, window: EpochWindow, made: Replayed, seen: Observation) -> float:
+        """By how much the log loss of the measured epoch changed apart from the pattern.
+
+        The trend of the run, and what the probe of this replay gained or lost beside that of the unchanged one. The
+        probe's own drift would not do: its samples were seen more lately than those of a batch, and learn faster.
+        """
+        own, usual = _probe_drift(made), _probe_drift(self.replay(window, BASELINE))
+        trend = trend_over(seen.run, window.epoch)
+        return own if math.isnan(trend) else trend + own - usual
+
+
+def _before(made: Replayed) -> float:
+    """The probe loss before the measured epoch."""
+    onset = made.event_step - made.first_step
+    return made.state[onset - 1] if onset else made.state_before
+
+
+def _probe_drift(made: Replayed) -> float:
+    return log_rise(made.state[-1], _before(made))

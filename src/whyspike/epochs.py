@@ -7,7 +7,7 @@ and trains the next one on batches that are drawn again from the dataset by the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from whyspike import batches, capsule
+from whyspike.boundary import Boundary
 from whyspike.capsule_file import StepRecord
 from whyspike.errors import NotReplayable
 from whyspike.frozen import restore_rng, rng_state
@@ -72,7 +73,7 @@ class Epochs:
         return None
 
     def windows(self, first: int, last: int, most: int, *, following: int = 1) -> list[EpochWindow]:
-        """Up to `most` epochs between two steps, from the second on; those next to a capsule first.
+        """Up to `most` epochs between two steps, from the second on: the latest of those that are near a capsule.
 
         Args:
             following: how many recorded epochs each must be the first of.
@@ -88,12 +89,11 @@ class Epochs:
                 continue
             if near and first <= end and begin <= last:
                 found.append(EpochWindow(near[-1][1], epoch, begin, end, begin - near[-1][0]))
+        # Later epochs are more alike. One that begins more than an epoch after a capsule costs the way there, once.
         period = run.steps_per_epoch or 1
-        close = [w for w in found if w.far < period / 2]
-        spare = sorted((w for w in found if w not in close), key=lambda w: w.far)
-        if len(close) < most:
-            return sorted([*close, *spare[: most - len(close)]], key=lambda w: w.epoch)
-        return [close[int(k)] for k in np.linspace(0, len(close) - 1, most)]
+        near_enough = [w for w in found if w.far <= 1.5 * period]
+        chosen = near_enough[-most:] if len(near_enough) >= most else sorted(found, key=lambda w: w.far)[:most]
+        return sorted(chosen, key=lambda w: w.epoch)
 
     def _complete(self, epoch: int) -> bool:
         rows = self._rows.get(epoch)
@@ -154,6 +154,23 @@ class Epochs:
         recorded = [*recorded, *[math.nan] * len(reported)][: len(reported)]
         return Replayed(window.first_step, measured, tuple(reported), tuple(state), before, tuple(recorded))
 
+    def along(self, window: EpochWindow, phases: Sequence[float]) -> Iterator[int]:
+        """Train the epoch as recorded and stop at these fractions of it. Call it inside `subject.kept()`.
+
+        Yields:
+            The step that would come next; the network is in the state before it.
+        """
+        self._to_boundary(window)
+        rows = self._rows[window.epoch]
+        stops = sorted({round(p * (rows.stop - rows.start)) for p in phases})
+        if stops and stops[0] == 0:
+            yield window.first_step
+        for index, _ in enumerate(self._train(window, window.epoch, self.ids(window.epoch), BASELINE), 1):
+            if index in stops:
+                yield window.first_step + index
+            if not stops or index >= stops[-1]:
+                return
+
     def _train(
         self, window: EpochWindow, epoch: int, order: Sequence[np.ndarray], intervention: Intervention, skip: int = 0
     ) -> Iterator[float | None]:
@@ -170,11 +187,6 @@ class Epochs:
             record = held.get(step)
             as_recorded = row < rows.stop and np.array_equal(np.concatenate(micro), ids_of[row])
             drawn = self._batches(micro, record if as_recorded else None)
-            if record is not None:
-                record.prepare(subject.optimizer)  # its hyperparameters, and the generators if the loader uses them
-                clip = record.clip
-            else:
-                self._set_lr(row)
             at = StepContext(
                 step=step,
                 epoch=epoch,
@@ -184,13 +196,21 @@ class Epochs:
                 is_event=step >= window.first_step,
                 since_event=step - window.first_step if step >= window.first_step else None,
             )
+            if record is not None:
+                boundary = intervention.boundary(at, record.boundary or Boundary())
+                boundary.apply(subject.model, subject.optimizer)
+                record.prepare(subject.optimizer)  # its hyperparameters, and the generators if the loader uses them
+                boundary.apply_rng()
+                clip = record.clip
+            else:
+                self._set_lr(row)
             rule = StepRule(accumulate=k, clip_grad_norm=clip, scaler=subject.rule.scaler)
             yield training_step(subject.model, subject.optimizer, subject.loss_fn, drawn, at, intervention, rule).loss
 
-    def _batches(self, micro: Sequence[np.ndarray], record: StepRecord | None) -> list[Any]:
+    def _batches(self, micro: Sequence[np.ndarray], record: StepRecord | None) -> Iterable[Any]:
         """The batches of a step: those that the capsule holds, or drawn again from the dataset."""
         if record is not None and record.batches:
-            return [batches.clone(b) for b in record.batches]
+            return record.drawn()
         before = rng_state() if self._workers else None  # workers draw from generators of their own
         assert self.subject.collate is not None
         drawn = [fetch(self.subject.dataset, self.subject.collate, ids) for ids in micro]

@@ -1,14 +1,20 @@
 """How much an event costs: the area above the level before it, in log-loss times steps.
 
-Five measures, because a number that is plotted, a network that is damaged and a damage that grows are three things:
+Seven measures, because a number that is plotted, a network that is damaged and a damage that grows are three things:
 
 - `state`: area of the probe loss above its level before the event, from the event on;
 - `reported`: area of the logged loss above its median over the 64 steps before, over the event's own steps;
 - `growth`: area of the probe loss above its level right after the event's first step, over the steps that follow:
   what the optimizer's memory adds to a step that is already made;
 - `dip`: as `reported`, below the level instead of above it;
+- `deviation`: `dip` for an event below its level, `reported` for any other;
+- `jump`: mean log of the logged loss over the eight steps from the event on, less that over the eight before it, both
+  of the same replay; counted in the direction in which the record jumps;
 - `pattern`: of a replayed epoch, the amplitude (lowest to highest phase, nats) of the pattern that the other epochs of
-  the run have in common, less the drift of the probe; negative where the pattern is upside down.
+  the run have in common, less the drift of the network; negative where the pattern is upside down;
+- `rise`: as `pattern`, of the epoch's plain course, from which no drift is taken. Where every sample is visited once an
+  epoch, what the network gains by a sample's own visits shows at the next epoch's begin and not within the epoch, so
+  that a line through both would make a rise of a flat course.
 """
 
 from __future__ import annotations
@@ -20,9 +26,10 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from whyspike.pattern import Pattern
 
-Measure = Literal["state", "reported", "growth", "dip", "pattern"]
+Measure = Literal["state", "reported", "growth", "dip", "deviation", "jump", "pattern", "rise"]
 
 
+JUMP_STEPS = 8  # on either side
 CAP = 50.0  # nats; a replay that overflows counts as this much per step, so that arms stay comparable
 
 
@@ -52,14 +59,19 @@ def excess(
     length: int,
     reported_reference: float,
     state_reference: float,
+    direction: float = 1.0,
 ) -> float:
     """The excess of one replay.
 
     Args:
-        measure: any but "pattern", which `pattern_excess` measures.
+        measure: any but "pattern" and "rise", which `pattern_excess` measures, and "deviation", which depends on the
+            event.
         onset: position of the event's first step in `reported` and `state`.
         length: steps of the event itself, for the logged loss.
+        direction: -1.0 where the record jumps down, for "jump".
     """
+    if measure == "jump":
+        return direction * jump(reported, onset, reported_reference)
     if measure == "reported":
         return area_above(reported[onset : onset + length], reported_reference)
     if measure == "dip":
@@ -70,13 +82,20 @@ def excess(
     return area_above(state[onset:], state_reference)
 
 
-def pattern_excess(pattern: Pattern, *, reported: Sequence[float], state_before: float, state_after: float) -> float:
+def jump(reported: Sequence[float], onset: int, reference: float) -> float:
+    """By how many nats the logged loss jumps at `onset`: eight steps from it on against eight before it, or fewer."""
+    before = [log_rise(v, reference) for v in reported[max(0, onset - JUMP_STEPS) : onset] if not math.isnan(v)]
+    after = [log_rise(v, reference) for v in reported[onset : onset + JUMP_STEPS] if not math.isnan(v)]
+    return sum(after) / len(after) - sum(before) / len(before) if before and after else math.nan
+
+
+def pattern_excess(pattern: Pattern, *, reported: Sequence[float], drift: float) -> float:
     """The excess of one replayed epoch: the amplitude of the pattern in it, nats.
 
     Args:
         pattern: of the other epochs.
         reported: the logged losses of the epoch.
-        state_before, state_after: the probe loss before its first and after its last step. What the network itself
-            gained or lost over the epoch is no pattern.
+        drift: by how many nats of log loss the network itself changed over the epoch; what it gained or lost for good
+            is no pattern.
     """
-    return pattern.amplitude_in(reported, drift=log_rise(state_after, state_before))
+    return pattern.amplitude_in(reported, drift)

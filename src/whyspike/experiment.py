@@ -15,10 +15,10 @@ import numpy as np
 from whyspike.cause import Cause, Observation
 from whyspike.epoch_experiment import EpochExperiment
 from whyspike.errors import NotReplayable
-from whyspike.excess import Measure, excess
+from whyspike.excess import Measure, excess, jump
 from whyspike.periods import occurrences
 from whyspike.profile import Profile, Profiler
-from whyspike.replay import Replayed, Subject, Window
+from whyspike.replay import HORIZON, Draws, Replayed, Subject, Window
 from whyspike.seams import BASELINE, Intervention
 from whyspike.types import ArmName, Event, Suspicion, Trial
 
@@ -60,23 +60,34 @@ class Experiment:
 
     # ------------------------------------------------------------------ which pairs
 
-    def pairs(self, event_ids: Sequence[str]) -> list[Pair]:
-        """The pairs for some events: recorded continuations of distinct events, then redrawn ones."""
-        key = tuple(event_ids)
+    def pairs(self, event_ids: Sequence[str], cause: Cause | None = None) -> list[Pair]:
+        """The pairs for some events: recorded continuations of distinct events, then redrawn ones.
+
+        Args:
+            cause: whose moments are replayed in place of the events' own steps, where it names some.
+        """
+        events = [self.seen.event(i) for i in event_ids]
+        moments = cause.moments(self.seen, events) if cause is not None else None
+        key = (*event_ids, *(f"at {step}" for step in moments or ()))
         if key not in self._pairs:
-            self._pairs[key] = list(self._make_pairs(key))
+            self._pairs[key] = list(self._make_pairs(events, moments))
         return self._pairs[key]
 
-    def _make_pairs(self, event_ids: Sequence[str]) -> Iterator[Pair]:
+    def _make_pairs(self, events: Sequence[Event], moments: Sequence[int] | None) -> Iterator[Pair]:
         base = 1000 * len(self._pairs)
         windows: list[tuple[Event, Window]] = []
-        for event in (self.seen.event(i) for i in event_ids):
-            for step in occurrences(self.seen.run, event):
-                try:
-                    window = self.subject.window(int(step))
-                except NotReplayable:
-                    continue
-                windows.append((event, window if event.period else self.subject.begun(window, self._lead)))
+        steps = [(event, int(step)) for event in events for step in occurrences(self.seen.run, event)]
+        if moments is not None:
+            steps = [(min(steps, key=lambda at: abs(at[1] - m))[0], m) for m in moments] if steps else []
+        else:
+            steps = [(event, step) for event, step in steps if not event.is_wave]  # EpochExperiment replays those
+        for event, step in steps:
+            try:
+                window = self.subject.window(step, before=moments is not None)
+            except NotReplayable:
+                continue
+            whole = bool(event.period) or moments is not None
+            windows.append((event, window if whole else self.subject.begun(window, self._lead)))
         # Early epochs differ most from the rest: keep an even spread over the run when there are too many.
         if len(windows) > self.most:
             windows = [windows[int(k)] for k in np.linspace(0, len(windows) - 1, self.most)]
@@ -96,11 +107,11 @@ class Experiment:
 
     # ------------------------------------------------------------------ replays
 
-    def replay(self, pair: Pair, intervention: Intervention) -> Replayed:
+    def replay(self, pair: Pair, intervention: Intervention, horizon: int = HORIZON) -> Replayed:
         """Replay a pair, or take what was replayed before with the same words on the same steps."""
         key = (pair.number, intervention.words, str(getattr(intervention, "where", "")))
         if key not in self._done:
-            self._done[key] = self.subject.replay(pair.window, intervention, redraw=pair.redraw)
+            self._done[key] = self.subject.replay(pair.window, intervention, redraw=pair.redraw, horizon=horizon)
         return self._done[key]
 
     def measure_states(self, progress: Progress | None = None) -> Observation:
@@ -196,15 +207,18 @@ class Experiment:
             if self._epochs is None:
                 self._epochs = EpochExperiment(self.subject)
             return self._epochs.trials(cause, suspicion, self.seen, progress)
-        pairs = self.pairs(suspicion.events)
+        pairs = self.pairs(suspicion.events, cause)
         if not pairs:
             return ()
+        if cause.one_event:
+            pairs = pairs[:1]
         measure = self.measure_of(cause, suspicion.events)
-        draw = self.subject.draw
-        placebo = cause.placebo(self.seen, draw)
+        draw = Draws(self.subject)
+        interventions = cause.interventions(self.seen, draw)
+        placebo = cause.placebo(self.seen, draw) if interventions else None  # beside nothing it would say nothing
         arms: list[tuple[ArmName, Intervention]] = [
             ("baseline", BASELINE),
-            *(("intervention", i) for i in cause.interventions(self.seen, draw)),
+            *(("intervention", i) for i in interventions),
             *([("placebo", placebo)] if placebo is not None else []),
         ]
         made: list[Trial] = []
@@ -220,12 +234,22 @@ class Experiment:
                 if progress and k % 10 == 0:
                     progress(f"replaying {cause.id}: placebo draw {k + 1} of {PLACEBO_DRAWS}", k / PLACEBO_DRAWS)
                 drawn = replace(first, number=first.number + 1 + k, redraw=k)
-                made += [self._trial(cause, "placebo", placebo, drawn, measure)]
+                made += [self._trial(cause, "placebo", placebo, drawn, measure, horizon=_needed(first.event, measure))]
         return tuple(made)
 
-    def _trial(self, cause: Cause, arm: ArmName, intervention: Intervention, pair: Pair, measure: Measure) -> Trial:
-        made = self.replay(pair, intervention)
+    def _trial(
+        self,
+        cause: Cause,
+        arm: ArmName,
+        intervention: Intervention,
+        pair: Pair,
+        measure: Measure,
+        horizon: int = HORIZON,
+    ) -> Trial:
+        made = self.replay(pair, intervention, horizon)
         onset = onset_of(made)
+        if measure == "deviation":
+            measure = "dip" if (pair.event.reported or 1.0) < 1.0 else "reported"
         reported_reference = _reported_reference(self.seen, made.event_step)
         state_reference = level_before(made)
         recorded = arm == "baseline" and pair.redraw is None
@@ -250,10 +274,17 @@ class Experiment:
                 length=1 if pair.event.period else pair.event.last_step - pair.event.step + 1,
                 reported_reference=reported_reference,
                 state_reference=state_reference,
+                direction=_direction(self.seen, made.event_step) if measure == "jump" else 1.0,
             ),
             reproduced=made.reproduced if recorded else None,
             noise=made.noise if recorded else None,
         )
+
+
+def _direction(seen: Observation, step: int) -> float:
+    """-1.0 where the recorded loss falls at a step, else 1.0."""
+    row = int(np.searchsorted(seen.run.step, step))
+    return -1.0 if jump(seen.run.loss.tolist()[: row + 64], row, _reported_reference(seen, step)) < 0 else 1.0
 
 
 def _moved(event: Event, late: int, factor: float) -> Event:
@@ -262,6 +293,12 @@ def _moved(event: Event, late: int, factor: float) -> Event:
     if event.kind == "periodic" and event.period:
         step, last = step if step >= 0 else step + event.period, last - late
     return replace(event, state=factor, step=max(0, step), last_step=last)
+
+
+def _needed(event: Event, measure: Measure) -> int:
+    """Steps after the event that the measure looks at: the logged loss counts on the event's own steps alone."""
+    own = 1 if event.period else event.last_step - event.step + 1
+    return min(HORIZON, own) if measure in ("reported", "dip") else HORIZON
 
 
 def _begun_by(event: Event, profile: Profile) -> Event:

@@ -28,9 +28,9 @@ def rng_state() -> dict[str, Any]:
     if torch.backends.mps.is_available():
         state["mps"] = torch.mps.get_rng_state()
     if "numpy" in sys.modules:
-        import numpy as np
+        from whyspike import numpy_rng
 
-        state["numpy"] = np.random.get_state(legacy=False)  # noqa: NPY002  (the user's code may use it)
+        state["numpy"] = numpy_rng.state()
     return state
 
 
@@ -43,9 +43,9 @@ def restore_rng(state: dict[str, Any]) -> None:
     if "mps" in state:
         torch.mps.set_rng_state(state["mps"])
     if "numpy" in state:
-        import numpy as np
+        from whyspike import numpy_rng
 
-        np.random.set_state(state["numpy"])  # noqa: NPY002
+        numpy_rng.restore(state["numpy"])
 
 
 def seed_rng(seed: int) -> None:

@@ -1,29 +1,34 @@
 """The changes that an experiment makes, one seam each. Every class says in `words` what it does.
 
-`where` chooses the steps: "event" (the steps the experiment aims at), "control" (the ordinary full-size step before
-them, which placebos use), "always", or so many steps from the event's.
+`where` chooses the steps: "event" (the steps the experiment aims at), "onward" (these and all that follow), "control"
+(the ordinary full-size step before them, which placebos use), "always", or so many steps from the event's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from whyspike import batches
-from whyspike.seams import Intervention, StepContext
+from whyspike.boundary import Boundary, Part
+from whyspike.seams import EpochContext, Intervention, StepContext
 
-Where = Literal["event", "control", "partial", "always"] | int
+Where = Literal["event", "onward", "control", "partial", "always"] | int
 Draw = Callable[[int], Any]  # draw(n) returns a batch of n other training samples
+Copies = Callable[[int], Sequence[int]]  # copies(step) returns the rows of its batch that repeat another row's sample
 
 
 def acts(where: Where, at: StepContext) -> bool:
     """Whether an intervention acts on this step."""
     if where == "event":
         return at.is_event
+    if where == "onward":
+        return at.since_event is not None
     if where == "control":
         return at.is_control
     if where == "partial":
@@ -31,6 +36,17 @@ def acts(where: Where, at: StepContext) -> bool:
     if where == "always":
         return True
     return at.event_step is not None and at.step == at.event_step + where
+
+
+class LeaveOut(Intervention):
+    """Leave out parts of what happens between two steps: they stay as they were before it."""
+
+    def __init__(self, parts: Sequence[Part], words: str, where: Where = "always") -> None:
+        self.parts, self.words = tuple(parts), words
+        self.where: Where = where
+
+    def boundary(self, at: StepContext, boundary: Boundary) -> Boundary:
+        return boundary.without(*self.parts) if acts(self.where, at) else boundary
 
 
 class RescaleLoss(Intervention):
@@ -84,6 +100,104 @@ class ReplaceSamples(Intervention):
 
     def batch(self, at: StepContext, batch: Any) -> Any:
         return self.draw(batches.size(batch)) if acts(self.where, at) else batch
+
+
+class ReplaceCopies(Intervention):
+    """Other training samples in place of the repeated ones of a batch; each sample stays once.
+
+    Args:
+        copies: `copies(step)` gives the rows to replace; none where nothing is repeated.
+    """
+
+    def __init__(
+        self, draw: Draw, copies: Copies, words: str = "other samples in place of the copies", where: Where = "event"
+    ) -> None:
+        self.draw, self.copies, self.words = draw, copies, words
+        self.where: Where = where
+
+    def batch(self, at: StepContext, batch: Any) -> Any:
+        copies = self.copies(at.step) if acts(self.where, at) else ()
+        if not len(copies):
+            return batch
+        n = batches.size(batch)
+        both = batches.concat([batch, self.draw(len(copies))])
+        rows = list(range(n))
+        for k, row in enumerate(copies):
+            rows[int(row)] = n + k
+        return batches.take(both, rows, n + len(copies))
+
+
+class DropCopies(Intervention):
+    """The batch without the repeated samples: each once, so that it is smaller."""
+
+    def __init__(self, copies: Copies, words: str = "the copies left out", where: Where = "event") -> None:
+        self.copies, self.words = copies, words
+        self.where: Where = where
+
+    def batch(self, at: StepContext, batch: Any) -> Any:
+        copies = self.copies(at.step) if acts(self.where, at) else ()
+        if not len(copies):
+            return batch
+        gone, n = {int(c) for c in copies}, batches.size(batch)
+        return batches.take(batch, [r for r in range(n) if r not in gone], n)
+
+
+class CopyOthers(Intervention):
+    """Other training samples, repeated exactly as the batch's own are.
+
+    Args:
+        pattern: `pattern(step)` says of every row which distinct sample it holds, from 0; None where it is not known.
+    """
+
+    def __init__(
+        self,
+        draw: Draw,
+        pattern: Callable[[int], Sequence[int] | None],
+        words: str = "other samples, repeated as often",
+        where: Where = "event",
+    ) -> None:
+        self.draw, self.pattern, self.words = draw, pattern, words
+        self.where: Where = where
+
+    def batch(self, at: StepContext, batch: Any) -> Any:
+        pattern = self.pattern(at.step) if acts(self.where, at) else None
+        if pattern is None:
+            return batch
+        n = max(int(k) for k in pattern) + 1
+        return batches.take(self.draw(n), [int(k) for k in pattern], n)
+
+
+class LeaveCopiesOut(Intervention):
+    """The batches that hold a sample more than once left out of every epoch."""
+
+    words = "the batches that were filled up with copies left out"
+
+    def order(self, at: EpochContext, ids: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+        return [b for b in ids if len(np.unique(b)) == len(b)]
+
+
+class ReadSamples(Intervention):
+    """The samples of given ids in the batch's place, read by this process and not by the loader's workers.
+
+    Args:
+        draw: what the experiment hands to `Cause.interventions`; `draw.of(ids)` reads samples by their ids.
+        ids: `ids(step)` gives the samples of a step; None leaves its batch as it is.
+    """
+
+    def __init__(
+        self,
+        draw: Any,
+        ids: Callable[[int], Sequence[int] | np.ndarray | None],
+        words: str = "its own samples read again by the main process",
+        where: Where = "event",
+    ) -> None:
+        self.draw, self.ids, self.words = draw, ids, words
+        self.where: Where = where
+
+    def batch(self, at: StepContext, batch: Any) -> Any:
+        ids = self.ids(at.step) if acts(self.where, at) else None
+        read = None if ids is None else self.draw.of(ids)
+        return batch if read is None else read
 
 
 class ClipGradNorm(Intervention):

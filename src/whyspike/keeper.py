@@ -18,10 +18,10 @@ from whyspike.boundary import Boundary
 from whyspike.capsule_file import StepRecord
 from whyspike.errors import NotReplayable
 from whyspike.pins import Pins
-from whyspike.recordwriter import Step, n_samples, sample_ids
 from whyspike.ring import SLOTS, Ring, Slot, main_memory
 from whyspike.runfolder import RunFolder
-from whyspike.strides import Stride
+from whyspike.stretch import Step, Stretch, n_samples, sample_ids
+from whyspike.strides import Stride, counts
 
 FOLLOW = 28  # steps after an event, or after the last batch of an epoch, that a capsule holds
 HORIZON = 20  # of them a replay needs at least so many (replay.HORIZON)
@@ -29,9 +29,10 @@ LEAD = 4  # a snapshot is taken so many steps before the last one of an epoch: a
 AHEAD = 24  # steps between a snapshot and the event: the rise begins up to 14 before it is seen in a probe, and 10 more
 SLOTS_CLOSELY = 5  # so many of a stride of 16 reach back to there when the detector has the news, 16 steps later
 APART = 8  # steps between two snapshots at least
-HELD_STEPS = 128  # steps whose batches are kept in memory: a snapshot every 64, the detector's delay, and FOLLOW
+HELD_STEPS = 160  # steps whose batches are kept in memory: a snapshot every 64, the detector's delay, and FOLLOW
 HELD_BYTES = 1 << 30  # and no more than this of them, nor than a sixteenth of the machine's memory
-DELAY = 34  # steps until a row is read at the latest
+FORESEEN = 12  # changes between two steps after which the next one is foreseen; later ones are thinned
+NEVER = 1 << 62
 TRUST_AFTER = 16  # batches whose version counters were all the same
 BUDGET = 0.0025  # share of the training's time for snapshots
 FRAME_SHARE = 0.1  # of max_bytes is left to the record itself
@@ -66,7 +67,7 @@ class Keeper:
         self._end = 0  # the step after the last that is held
         self.batch_size: int | None = None
         self.boundaries: Mapping[int, Boundary] = {}  # what happened before some steps; the recorder fills it
-        self.waiting = False  # whether a pinned snapshot waits for the steps that follow it
+        self.ready_at = NEVER  # number of steps after which a pinned snapshot has the steps that follow it
         self._ahead = AHEAD if closely else 0
         slots = SLOTS_CLOSELY if closely else SLOTS
         self._ring = Ring(model, optimizer, scheduler, scaler, max_bytes, n_slots=slots)
@@ -81,6 +82,9 @@ class Keeper:
         self.fresh: Any = None
         self.next_step = 0  # before this one no snapshot is due
         self._last = self._last_boundary = -(1 << 30)
+        self._changed = -1  # the step before which something changed between two steps, the last time
+        self._foreseen = -1  # before this step a snapshot is taken, because it may change again soon after
+        self._foresights = 0
         self._until: dict[int, int] = {}  # last step that the capsule written for a snapshot holds
         self._said: set[str] = set()
 
@@ -117,13 +121,14 @@ class Keeper:
         if room < HELD_STEPS:
             self.held = deque(self.held, maxlen=max(1, room))
 
-    def follow(self, first: int, steps: list[Step]) -> None:
-        """Steps have ended, beginning with step `first`; `held` has them already.
+    def follow(self, stretch: Stretch) -> None:
+        """Steps have ended; `held` has them already.
 
         A batch that the training has modified in place is not what was drawn. From the first such on, copies are kept.
         Every batch is looked at again before it is written.
         """
-        self._end = first + len(steps)
+        steps = stretch.steps
+        self._end = stretch.first + len(steps)
         if self.held and self.held[-1] is not steps[-1]:  # losses on a GPU have been read meanwhile
             for _ in range(min(len(steps), len(self.held))):
                 self.held.pop()
@@ -134,8 +139,14 @@ class Keeper:
             for batch, versions, *_ in draws:
                 if versions is not None and versions != _versions(batch):
                     self._copy, self.fresh = True, None
-                    self._say("batches-modified", first, {})
+                    self._say("batches-modified", stretch.first, {})
                     return
+
+    @property
+    def n_held(self) -> int:
+        """For how many steps batches are held, at most."""
+        assert self.held.maxlen is not None
+        return self.held.maxlen
 
     def _held_from(self) -> int:
         return self._end - len(self.held)
@@ -149,6 +160,8 @@ class Keeper:
     def _next(self, step: int, index: int, last: int | None) -> int:
         """The first step from `step` on at which a snapshot may be due."""
         found = max(-(-step // self.stride.every) * self.stride.every, self._last + APART)
+        if self._foreseen >= step:
+            found = min(found, self._foreseen)
         if last and index >= 0:
             boundary = step - index + last - lead(last)
             if boundary >= step:
@@ -164,6 +177,8 @@ class Keeper:
         """
         if self._before_last(index, last) and step - self._last_boundary >= max(self.stride.every, APART):
             due = step > self._last
+        elif step == self._foreseen:
+            due = True
         elif step - self._last < APART or not self.stride.due(step):
             due = False
         else:  # not right before the one of the epoch's end
@@ -213,7 +228,13 @@ class Keeper:
         """Something has changed before this step: keep a snapshot from before it, with some steps in between."""
         if set(change.parts) <= {"rng"}:
             return
-        before = [s for s in self._ring.slots if self._held_from() <= s.step < step]
+        interval, self._changed = step - self._changed, step
+        if interval > 3 * APART and self._changed >= 0:
+            if counts(self._foresights, FORESEEN):
+                self._foreseen = step + interval - APART
+                self.next_step = min(self.next_step, self._foreseen)
+            self._foresights += 1
+        before = [s for s in self._ring.slots if step - len(self.held) <= s.step < step]
         early = [s for s in before if s.step <= step - APART]
         slot = max(early or before, key=lambda s: s.step, default=None)
         if slot is None:
@@ -235,10 +256,13 @@ class Keeper:
         return len(others) < max(1, self._ring.n_slots - 1)
 
     def _pin(self, slot: Slot, reasons: list[str], until: int) -> None:
-        assert self.held.maxlen is not None
-        slot.pinned_until = max(slot.step, min(until, slot.step + self.held.maxlen - DELAY))
+        slot.pinned_until = max(slot.step, min(until, slot.step + self.n_held - 1))
         slot.reasons += [r for r in reasons if r not in slot.reasons]
-        self.waiting = True
+        self._set_ready()
+
+    def _set_ready(self) -> None:
+        waiting = [s.pinned_until for s in self._ring.pinned() if s.pinned_until is not None]
+        self.ready_at = min(waiting) + 1 if waiting else NEVER
 
     # ------------------------------------------------------------------ writing
 
@@ -248,7 +272,7 @@ class Keeper:
             assert slot.pinned_until is not None
             if self._end > slot.pinned_until:
                 self._write(slot, folder)
-        self.waiting = bool(self._ring.pinned())
+        self._set_ready()
 
     def finish(self, folder: RunFolder) -> None:
         """The run ends: write what waits, and the latest snapshot."""
@@ -257,7 +281,7 @@ class Keeper:
             self._pin(newest, ["end"], newest.step + FOLLOW)
         for slot in self._ring.pinned():
             self._write(slot, folder)
-        self.waiting = False
+        self.ready_at = NEVER
 
     def _write(self, slot: Slot, folder: RunFolder) -> None:
         until, reasons = slot.pinned_until, slot.reasons

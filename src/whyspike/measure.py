@@ -17,9 +17,11 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from whyspike import batches
 from whyspike.errors import BadTraining
 from whyspike.liveprobe import LiveProbe
 from whyspike.norms import Norms
+from whyspike.probeset import LEAST
 from whyspike.recordwriter import RecordWriter
 from whyspike.seams import LossFn
 from whyspike.strides import Stride, counts
@@ -27,6 +29,7 @@ from whyspike.strides import Stride, counts
 SMALL = 100_000  # parameters below which a forward pass takes less time than Python's own part of a step
 BUDGET = 0.0015  # share of the training's time for each of the three
 LOOK_AFTER_EVENT = 8  # steps that are measured one by one after the detector has seen something
+MOST_PIECES = 8  # forward passes of one probe, at most
 TABLE_TENSORS = 256  # with more tensors their single norms are measured less often: 0.5 MB per 1,000 steps
 
 
@@ -70,6 +73,8 @@ class Measures:
         self._burst_until = -1
         self._odd_seen = 0
         self._named = False
+        self._gathered: list[Any] = []  # batches for the probe set
+        self._samples = 0  # in them
         self._pending: list[tuple[str, int, torch.Tensor]] = []  # measured, not read yet
         self._update_s = 0.0
         self._post_hook: Any = None
@@ -169,10 +174,31 @@ class Measures:
         """A value on a GPU that is read with the others."""
         self._pending.append((name, step, value.clone()))
 
+    @property
+    def gathering(self) -> bool:
+        """Whether the probe set still lacks samples."""
+        return self._probe is None and self.probe_off is None and self._loss_fn is not None
+
     def probe_set(self, pieces: Sequence[Any]) -> None:
-        """Choose the probe set, unless there is one: the first batch of the training if nothing else was chosen."""
-        if self._probe is None and self.probe_off is None and self._loss_fn is not None:
+        """Choose the probe set, unless there is one."""
+        if self.gathering and self._loss_fn is not None:
             self._probe = LiveProbe(self._model, self._loss_fn, pieces)
+
+    def gather(self, batch: Any, n: int) -> None:
+        """Where no probe set was chosen it is the first batches of the training, until they have enough samples.
+
+        The loss on a few samples goes its own way: after a while it says where they are, not where the network is.
+
+        Args:
+            n: samples of the batch; negative when not known.
+        """
+        if not self.gathering:
+            return
+        self._gathered.append(batches.clone(batch))
+        self._samples += n if n > 0 else LEAST
+        if self._samples >= LEAST or len(self._gathered) >= MOST_PIECES:
+            self.probe_set(self._gathered)
+            self._gathered = []
 
     def after_step(self, step: int) -> str | None:
         """Measure the probe, if it is its turn. Returns why there is none from now on, if the user's loss_fn failed."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from whyspike.cause import Observation, Units
+from whyspike.curve import Curve, look, with_patterns
 from whyspike.detect import detect
 from whyspike.errors import WhySpikeError
 from whyspike.periods import PeriodResult, occurrences, period_results, periodic_events
@@ -17,6 +18,7 @@ from whyspike.stats import batch_mean_null
 from whyspike.types import Attribution, Event, Exponent, Run
 
 if TYPE_CHECKING:
+    from whyspike.gaps import GapCurve
     from whyspike.replay import Subject
 
 ATTRIBUTED = 3  # events whose factors are measured: about 660 forward passes each
@@ -29,28 +31,43 @@ SLOW_S = 0.02  # a forward pass slower than this gets fewer bootstrap draws and 
 Progress = Callable[[str, float], None]
 
 
-def events_of(run: Run) -> tuple[tuple[Event, ...], tuple[PeriodResult, ...]]:
-    """The events of a run, what repeats with one of its periods merged into one; and the tests of these periods."""
+def events_of(run: Run) -> tuple[tuple[Event, ...], tuple[PeriodResult, ...], Curve]:
+    """The events of a run: episodes, what repeats with one of its periods as one of them, the patterns of its curve.
+
+    Beside them the tests of the periods, and the patterns.
+    """
     points = as_points(run)
     periods = period_results(points)
-    events = periodic_events(points, detect(points), periods)
-    return in_steps(run, events), periods_in_steps(run, periods)
+    events = in_steps(run, periodic_events(points, detect(points), periods))
+    curve = look(run)
+    return with_patterns(run, curve, events), periods_in_steps(run, periods), curve
 
 
 def observe(run: Run, subject: Subject | None = None, progress: Progress | None = None) -> Observation:
     """All that can be observed. Nothing of the user's training changes."""
     say = progress or (lambda words, done: None)
     say("looking for events", 0.0)
-    events, periods = events_of(run)
+    events, periods, curve = events_of(run)
     missing = [*_missing(run), *_too_few_cycles(run, periods)]
     if subject is None:
-        return Observation(run=run, events=_named(run, events), periods=periods, missing=tuple(missing))
+        named = _named(run, events)
+        return Observation(run=run, events=named, periods=periods, curve=curve, missing=tuple(missing))
+    from whyspike.reread import Repeats, repeats, reread
+
     exponent: Exponent | None = None
     attributions: dict[str, Attribution] = {}
     null: dict[str, float] = {}
     units: Units | None = None
+    gaps: GapCurve | None = None
+    again: Mapping[int, float] = {}
+    repeated: Repeats | None = None
     replayable = bool(run.capsules)
     with subject.kept():
+        if run.facts.get("num_workers"):
+            say("reading samples of recorded batches again", 0.05)
+            again = reread(subject)
+        if not again or min(again.values()) < 1.0:
+            repeated = repeats(subject)
         say("measuring the exponent of the loss in the batch size", 0.1)
         try:
             exponent = _exponent(subject)
@@ -68,6 +85,12 @@ def observe(run: Run, subject: Subject | None = None, progress: Progress | None 
                     f"{exponent.gamma:.2f} log n with n copies), so a tiled batch is not the same batch"
                 )
             attributions, null = _on_the_network(subject, run, events, missing, say, contrastive=contrastive)
+        if replayable and any(e.is_wave and e.period == run.steps_per_epoch for e in events):
+            say("holding the loss of training samples against when they were last trained on", 0.9)
+            try:
+                gaps = _gaps(subject)
+            except WhySpikeError as error:
+                missing.append(f"the loss against the time since a sample was last trained on: {error}")
     events = tuple(replace(e, attribution=attributions.get(e.id)) for e in events)
     return Observation(
         run=run,
@@ -76,8 +99,12 @@ def observe(run: Run, subject: Subject | None = None, progress: Progress | None 
         exponent=exponent,
         units=units,
         batch_null=null,
+        reread=again,
+        repeats=repeated,
         periods=periods,
         replayable=replayable,
+        gaps=gaps,
+        curve=curve,
         missing=tuple(missing),
     )
 
@@ -134,6 +161,15 @@ def _exponent(subject: Subject) -> Exponent:
             subject.model, subject.loss_fn, subject.dataset, subject.collate, [int(i) for i in rows]
         )
     return exponent.measure(subject.model, subject.loss_fn, subject.draw(subject.batch_size))
+
+
+def _gaps(subject: Subject) -> GapCurve | None:
+    """From the recorded ids, and at states along some of the recorded epochs."""
+    from whyspike.epochs import Epochs
+    from whyspike.gaps import curve, look
+
+    looked = look(Epochs(subject))
+    return None if looked is None else curve(looked, subject.run)
 
 
 def _units(subject: Subject, events: Sequence[Event]) -> Units | None:

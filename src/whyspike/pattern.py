@@ -44,8 +44,8 @@ class Pattern:
 
         Args:
             values: the logged losses of the epoch; nan where a step was skipped.
-            drift: by how many nats the network itself changed over the epoch (the probe's log loss at its end minus
-                that at its begin); taken off as a straight line, because a trend looks like a rise.
+            drift: by how many nats the log loss changed over the epoch apart from any pattern; taken off as a straight
+                line, because a trend looks like a rise.
         """
         y = logged(np.asarray(values, dtype=np.float64))
         phase = (np.arange(len(y)) + 0.5) / max(1, len(y))
@@ -74,17 +74,21 @@ def logged(loss: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(loss), loss / (size or 1.0), np.nan)
 
 
-def cycles(run: Run) -> tuple[np.ndarray, np.ndarray]:
-    """The run's log loss without its trend, by epoch and step: ([E, S], names of the epochs [E]).
+def cycles(run: Run, values: np.ndarray | None = None, *, trend: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """A series by epoch and step: ([E, S], numbers of the epochs [E]).
 
-    nan where a step is missing or not finite, and in the first and last half epoch, where there is no trend to take
-    off. Empty where the run has no epochs.
+    nan where a step is missing or not finite and, without the trend, in the first and last half epoch, where there is
+    none to take off. Empty where the run has no epochs.
+
+    Args:
+        values: [T], one for each row of the run; its log loss when not given.
+        trend: leave the trend in.
     """
     period = run.steps_per_epoch or 0
     if period < 2 or run.epoch is None or run.index is None or len(run) < 2 * period:
         return np.zeros((0, max(period, 0))), np.zeros(0, dtype=np.int64)
-    y = logged(run.loss)
-    rest = y - _centred_mean(y, period)
+    y = logged(run.loss) if values is None else values
+    rest = y if trend else y - _centred_mean(y, period)
     inside = (run.index >= 0) & (run.index < period)
     names = np.unique(run.epoch[inside])
     table = np.full((len(names), period), np.nan)
@@ -92,14 +96,17 @@ def cycles(run: Run) -> tuple[np.ndarray, np.ndarray]:
     return table, names
 
 
-def pattern(run: Run, *, without: Collection[int] = (), epochs: Collection[int] | None = None) -> Pattern | None:
+def pattern(
+    run: Run, *, without: Collection[int] = (), epochs: Collection[int] | None = None, trend: bool = False
+) -> Pattern | None:
     """The common pattern of the run's epochs; None where fewer than three complete ones are left.
 
     Args:
         without: epochs that are left out, by number.
         epochs: those that may be used; all but the first, where the loss falls most, when not given.
+        trend: leave the trend in.
     """
-    table, names = cycles(run)
+    table, names = cycles(run, trend=trend)
     chosen = np.isin(names, list(epochs)) if epochs is not None else names > names.min(initial=0)
     whole = np.isfinite(table).mean(axis=1) > 0.9 if table.size else np.zeros(0, dtype=bool)
     table = table[chosen & whole & ~np.isin(names, list(without))]
@@ -111,6 +118,36 @@ def pattern(run: Run, *, without: Collection[int] = (), epochs: Collection[int] 
     bins = min(sizes, key=lambda m: _left_out_error(table, m))
     shape = _smooth(table, bins)
     return Pattern(shape - shape.mean(), len(table))
+
+
+def trend_over(run: Run, epoch: int) -> float:
+    """By how much the log loss changes from one epoch to the next around an epoch, nats; nan where it is not known.
+
+    The slope of a line through the means of that epoch and of up to two on either side.
+    """
+    if run.epoch is None:
+        return float("nan")
+    y = logged(run.loss)
+    near = [k for k in range(epoch - 2, epoch + 3) if np.isfinite(y[run.epoch == k]).any()]
+    if epoch not in near or len(near) < 3:
+        return float("nan")
+    means = [float(np.nanmean(y[run.epoch == k])) for k in near]
+    return float(np.polyfit(near, means, 1)[0])
+
+
+def quarters(run: Run, values: np.ndarray | None = None) -> np.ndarray | None:
+    """What the four quarters of an epoch have in common, about their mean, [4]; None without three whole epochs.
+
+    Args:
+        values: [T], one for each row of the run; its log loss when not given.
+    """
+    table, names = cycles(run, values)
+    table = table[names > names.min(initial=0)]
+    table = table[np.isfinite(table).mean(axis=1) > 0.9] if table.size else table
+    if len(table) < MIN_EPOCHS:
+        return None
+    found = np.array([np.nanmean(q) for q in np.array_split(table, 4, axis=1)])
+    return found - found.mean()
 
 
 def _centred_mean(y: np.ndarray, width: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 MAX_CAPSULES = 12  # twice as many for an experiment, whose p falls with the number of distinct events
-FREE_WRITES = 12  # twice as many with those of events and epoch ends; later ones take WRITE_SHARE of the time at most
+FREE_WRITES = 12  # 24 with those of events and epoch ends, 36 with changes between steps; later ones take WRITE_SHARE
 FREE_S = 2.0  # seconds that these free writes may take together: a large network writes fewer
 WRITE_SHARE = 0.005
 HIGHER = 1.25  # an event replaces the highest when it is this much higher
@@ -56,7 +56,7 @@ class Pins:
             "event": _Spread(21 if closely else 9),
             "epoch-end": _Spread(9),
             "steady": _Spread(3),
-            "boundary": _Spread(6),
+            "boundary": _Spread(9),
         }
         self._single: dict[
             str, int
@@ -95,7 +95,7 @@ class Pins:
         if kind == "start":
             return ["start"]
         spread = self._spread[kind]
-        free = 2 * FREE_WRITES if kind == "epoch-end" else FREE_WRITES
+        free = {"epoch-end": 2, "boundary": 3}.get(kind, 1) * FREE_WRITES
         wanted = spread.most > 0 and spread.wants() and self._affordable(elapsed_s, free)
         spread.seen += 1
         return [kind] if wanted else []
@@ -137,9 +137,14 @@ class Pins:
                 return dropped
 
     def _thin_largest(self) -> bool:
-        # Where the events are elsewhere, the routine capsules go first.
-        routine = [s for name, s in self._spread.items() if name not in ("event", "boundary") and s.kept]
-        largest = max(routine if self._elsewhere > 0 and routine else self._spread.values(), key=lambda s: len(s.kept))
+        # Where the events are elsewhere, the routine capsules go first; those of events go before those of what changed
+        # between two steps, which are from before the change and cannot be had otherwise.
+        kept = {name: s for name, s in self._spread.items() if s.kept}
+        changes = [s for name, s in kept.items() if name == "boundary"]
+        routine = [s for name, s in kept.items() if name not in ("event", "boundary")]
+        events = [s for name, s in kept.items() if name == "event"]
+        pool = (routine or events or changes) if changes else routine if self._elsewhere > 0 else [*routine, *events]
+        largest = max(pool or events or changes or self._spread.values(), key=lambda s: len(s.kept))
         if not largest.kept:
             return False
         if len(largest.kept) == 1:

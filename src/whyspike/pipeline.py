@@ -298,6 +298,7 @@ def _verdict(
     reason = suspicion.reason
     evidence: tuple[Evidence, ...] = suspicion.evidence
     arms = ()
+    events = suspicion.events
     result = judged.get(cause.id)
     if result is not None:
         from whyspike.judge import evidence as trial_evidence
@@ -307,13 +308,15 @@ def _verdict(
         evidence += trial_evidence(result, corrected[cause.id])
         evidence += tuple(cause.remarks(seen, trials[cause.id]))
         arms = result.arms
+        if suspicion.alone and outcome != "confirmed":
+            outcome, events, reason = "confirmed", (), f"it is at work, but no event comes from it: {reason}"
     elif suspicion.outcome == "likely" and suspicion.identity:
         outcome = "confirmed"
     return Verdict(
         cause=cause.id,
         outcome=outcome,
-        harm=_harm(cause, suspicion, seen, trials.get(cause.id, ())),
-        events=suspicion.events,
+        harm=_harm(cause, suspicion, seen, events, trials.get(cause.id, ()) if events else ()),
+        events=events,
         evidence=evidence,
         arms=arms,
         cures=tuple(c.cure for c in cause.cures(seen)) if outcome in ("confirmed", "likely") else (),
@@ -321,7 +324,9 @@ def _verdict(
     )
 
 
-def _harm(cause: Cause, suspicion: Suspicion, seen: Observation, trials: Sequence[Trial]) -> Harm:
+def _harm(
+    cause: Cause, suspicion: Suspicion, seen: Observation, events: Sequence[str], trials: Sequence[Trial]
+) -> Harm:
     """none: expected behaviour; damaging: the network is worse by 10 % for three steps or more; else cosmetic."""
     if cause.harmless:
         return "none"
@@ -333,7 +338,7 @@ def _harm(cause: Cause, suspicion: Suspicion, seen: Observation, trials: Sequenc
             sum(s >= 1.1 * t.state_reference for s in t.state[t.event_step - t.first_step :]) for t in base
         )
         return "damaging" if lengths[len(lengths) // 2] >= 3 else "cosmetic"
-    states = [e.state for e in seen.events if e.id in suspicion.events and e.state is not None]
+    states = [e.state for e in seen.events if e.id in events and e.state is not None]
     return "damaging" if any(s >= 1.1 for s in states) else "cosmetic"
 
 

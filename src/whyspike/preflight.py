@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from whyspike import batches, exponent
 from whyspike.cause import Setup, catalogue
+from whyspike.checksum import checksums
 from whyspike.errors import BadTraining, WhySpikeError
 from whyspike.frozen import call_loss, frozen
 from whyspike.loader_ids import data_loader, length, loader_facts
@@ -81,6 +82,7 @@ def measure_setup(training: Training) -> Setup:
         exponent=found,
         exponent_reason=reason,
         facts=facts | _optimizer_facts(training) | _model_facts(training.model),
+        evaluation=_evaluation(training),
     )
 
 
@@ -120,6 +122,31 @@ def _exponent(training: Training, first: _First, train_mode: bool) -> tuple[Expo
         return exponent.measure(model, loss_fn, first.batch, train_mode=train_mode), None
     except WhySpikeError as error:
         return None, str(error)
+
+
+def _evaluation(training: Training) -> tuple[str, ...] | None:
+    """What one call of `evaluate(model)` changes; None where there is none, or where it fails by itself."""
+    if training.evaluate is None:
+        return None
+    model = training.model
+    parameters = list(model.parameters())
+    kept = [p.detach().clone() for p in parameters]
+    with frozen(model, train_mode=None), torch.enable_grad():
+        flags = [m.training for m in model.modules()]
+        sums = checksums(parameters), checksums(list(model.buffers()))
+        try:
+            training.evaluate(model)
+        except Exception:
+            return None
+        finally:
+            after = checksums(parameters), checksums(list(model.buffers()))
+            changed = [m.training for m in model.modules()] != flags
+            with torch.no_grad():
+                for parameter, value in zip(parameters, kept, strict=True):
+                    if not torch.equal(parameter, value):
+                        parameter.copy_(value)
+    found = [part for part, old, new in zip(("weights", "buffers"), sums, after, strict=True) if old != new]
+    return (*found, *(["modes"] if changed else []))
 
 
 def _notes(setup: Setup) -> list[Note]:

@@ -14,7 +14,7 @@ import sys
 import traceback
 import warnings
 from array import array
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from math import inf, isnan
@@ -34,14 +34,15 @@ from whyspike.frozen import rng_state
 from whyspike.hyper import Hyper, hyperparameters, without_lr
 from whyspike.keeper import Keeper
 from whyspike.loader_ids import LoaderIds, compact, length, loader_facts
-from whyspike.lossvalue import describe, number, number_or_later, read_all
+from whyspike.lossvalue import describe, number, number_or_later
 from whyspike.measure import Measures
-from whyspike.recordwriter import Context, Draw, RecordWriter, Step, n_samples
+from whyspike.recordwriter import RecordWriter
 from whyspike.rngnotes import RngNotes
 from whyspike.runfolder import LOG, RunFolder
 from whyspike.runheader import header
 from whyspike.seams import LossFn
 from whyspike.signals import MEASURED, OWN
+from whyspike.stretch import Context, Draw, Step, Stretch
 from whyspike.strides import counts
 
 if TYPE_CHECKING:
@@ -50,7 +51,9 @@ if TYPE_CHECKING:
 DISABLE = "WHYSPIKE_DISABLE"
 FLUSH_S = 1.0  # a killed process loses no more than this
 FLUSH_STEPS = 1024
-DRAIN_STEPS = (16, 32)  # losses are read, and the detector fed, so many steps at a time; as many as a snapshot's stride
+# Losses are read, and the detector fed, so many steps at a time: as many as a snapshot's stride, for the ring forgets.
+# It is much code and much memory that a step does not touch, and each time it must come into the caches again.
+DRAIN_STEPS = (16, 64)
 STEADY_STEPS = 64  # steps without a change after which the lr is read when a batch is drawn, not at every update
 ALARM = 1.3  # a loss this much above the recent ones is looked at without waiting for DRAIN_STEPS
 EVENT_APART = 30  # steps between two events at least; nearer ones are one (detect.MERGE_STEPS)
@@ -162,6 +165,7 @@ class Recorder:
         self._steps_per_epoch: int | None = None
         self._batches_per_epoch: int | None = None
         self._micro_per_step = 1
+        self._micros: Counter[int] = Counter()  # steps by their number of micro-batches
         self._nominal = -1  # samples of an ordinary micro-batch; -1 when not known yet
         # the hyperparameters, as they were last read
         self._lrs: list[Any] = []
@@ -263,7 +267,7 @@ class Recorder:
             return
         try:
             if type(loss) is torch.Tensor and loss.is_cpu:
-                value = loss.detach().item()
+                value = loss.item()
             else:
                 value = number_or_later(loss)
             entry = (value, self._draws, self._context, self._clip)
@@ -345,14 +349,9 @@ class Recorder:
             except Exception as error:
                 self._fail(error)
             source = iter(loader)  # what a loader raises is the user's, and goes through
-            while True:
-                if not self._off and self._rng.compare:
-                    before = rng_state()
-                try:
-                    batch = next(source)
-                except StopIteration:
-                    finished = True
-                    break
+            if not self._off and self._rng.compare:
+                before = rng_state()
+            for batch in source:
                 if not self._off and ids is not None:
                     try:
                         rows = ids.seen.popleft() if ids.seen else ()
@@ -370,6 +369,9 @@ class Recorder:
                     except Exception as error:
                         self._fail(error)
                 yield batch
+                if not self._off and self._rng.compare:
+                    before = rng_state()
+            finished = True
         finally:
             if ids is not None:
                 ids.close()
@@ -454,11 +456,18 @@ class Recorder:
                 index, last = step - self._context[1], self._last_index()
                 if keeper.due(step, index, last):
                     keeper.take(step, index, last, monotonic() - self._begun)
+                    self._drain_by_ready()
                     self._rng.look_again(step, step // keeper.stride.every)
             self._next_snapshot = keeper.next_step
             self._attention = min(self._attention, self._next_snapshot)
-        self._measures.probe_set([batch])
-        self._look = self._rng.draws or self._rng.compare or self._fresh is None or type(ids) is not array
+        self._measures.gather(batch, n)
+        self._look = (
+            self._measures.gathering
+            or self._rng.draws
+            or self._rng.compare
+            or self._fresh is None
+            or type(ids) is not array
+        )
 
     def _last_index(self) -> int | None:
         """The index of the last step of this epoch, as far as it can be foreseen."""
@@ -511,6 +520,9 @@ class Recorder:
                 found = self._between.before_update(self._step, len(self._draws))
                 if found is not None and self._keeper is not None:
                     self._keeper.boundary(self._step, found, monotonic() - self._begun)
+                    self._next_snapshot = self._keeper.next_step
+                    self._attention = min(self._attention, self._next_snapshot)
+                    self._drain_by_ready()
             if self._measures.wanted:
                 self._measures.before_update(self._step)
         except Exception as error:
@@ -573,15 +585,15 @@ class Recorder:
         """Read the losses, ask the detector, and write what is due."""
         now, keeper = monotonic(), self._keeper
         if self._steps:
-            first, steps = self._step - len(self._steps), self._take_steps()
-            self._writer.steps(first, steps)
+            stretch = self._take_steps()
+            self._writer.steps(stretch)
             self._measures.read()
             if keeper is not None:
-                keeper.follow(first, steps)
+                keeper.follow(stretch)
                 self._fresh = keeper.fresh
                 self._look = self._look or self._fresh is None
-            self._detect(first, steps, now)
-            self._recent.extend([s[0] for s in steps])
+            self._detect(stretch, now)
+            self._recent.extend(stretch.loss)
             highest = max(self._recent)
             self._alarm = highest * ALARM if highest > 0 else inf
             since, step = self._drained
@@ -591,33 +603,40 @@ class Recorder:
             if self._between is not None:
                 self._between.look(self._step)
             self._measures.adapt(self._step, [] if keeper is None else [keeper.stride], list(self._paces))
-        if keeper is not None and keeper.waiting:
+        if keeper is not None and self._step >= keeper.ready_at:
             keeper.write_ready(self._need_folder())
         if flush or now >= self._flush_at or self._writer.n_rows >= FLUSH_STEPS:
             self._flush()
             self._flush_at = now + FLUSH_S
-        every = DRAIN_STEPS[1] if keeper is None else keeper.stride.every
-        self._drain_at = self._step + min(max(every, DRAIN_STEPS[0]), DRAIN_STEPS[1])
+        least, most = DRAIN_STEPS
+        if keeper is not None:
+            most = min(most, max(least, keeper.stride.every), max(1, keeper.n_held // 2))
+        self._drain_at = self._step + most
+        self._drain_by_ready()
 
-    def _take_steps(self) -> list[Step]:
-        """The steps that are not drained yet, with their losses read."""
+    def _drain_by_ready(self) -> None:
+        """Be there when the last step of a pinned snapshot has ended, for its batches are not held for long."""
+        if self._keeper is not None:
+            self._drain_at = min(self._drain_at, self._keeper.ready_at)
+            self._attention = min(self._attention, self._drain_at)
+
+    def _take_steps(self) -> Stretch:
+        """The steps that are not drained yet."""
         steps, self._steps = self._steps, []
-        if any(type(s[0]) is not float for s in steps):
-            values = read_all([s[0] for s in steps])
-            steps = [(value, *s[1:]) for value, s in zip(values, steps, strict=True)]
-        self._micro_per_step = len(steps[-1][1]) or 1
-        return steps
+        self._micros.update([len(s[1]) or 1 for s in steps])
+        self._micro_per_step = self._micros.most_common(1)[0][0]  # the last step of an epoch may have fewer
+        return Stretch(self._step - len(steps), steps)
 
-    def _detect(self, first: int, steps: list[Step], now: float) -> None:
+    def _detect(self, stretch: Stretch, now: float) -> None:
         if self._detector is None:
             from whyspike.detect import Detector
 
             self._detector = Detector(batch_size=self._nominal if self._nominal >= 0 else None, dense=self._dense)
-        update, probes = self._detector.update, self._measures.probes
-        for step, (loss, draws, context, _) in enumerate(steps, first):
-            n = draws[0][3] if len(draws) == 1 else n_samples(draws)
-            if update(step, loss, n_samples=n if n > 0 else None, probe=probes.pop(step, None) if probes else None):
-                self._event(step, loss, context, now)
+        first, probes = stretch.first, self._measures.probes
+        n = stretch.n_samples if min(stretch.n_samples) > 0 else [n if n > 0 else None for n in stretch.n_samples]
+        for k in self._detector.updates(range(first, first + len(n)), stretch.loss, n, probes):
+            self._event(first + k, stretch.loss[k], stretch.steps[k][2], now)
+        probes.clear()
 
     def _event(self, step: int, loss: float, context: Context, now: float) -> None:
         fresh = step - self._last_event > EVENT_APART
@@ -638,7 +657,10 @@ class Recorder:
                 and self._last_index() != 0
                 and step - begun in (self._last_index(), *((0, 1, 2) if epoch > 0 else ()))
             )
-            self._keeper.event(step, height, at_epoch_end=at_end, fresh=fresh, elapsed_s=now - self._begun)
+            # A new level is seen 16 steps late, a dip when it is over: the snapshot before its begin is wanted.
+            events = self._detector.events if fresh else ()
+            onset = min(step, events[-1].step) if events else step
+            self._keeper.event(onset, height, at_epoch_end=at_end, fresh=fresh, elapsed_s=now - self._begun)
 
     # ------------------------------------------------------------------ writing
 
@@ -710,8 +732,7 @@ class Recorder:
         if was_on and not isinstance(error, OSError):
             with suppress(Exception):  # what is already collected may still be good
                 if self._steps:
-                    first, steps = self._step - len(self._steps), self._take_steps()
-                    self._writer.steps(first, steps)
+                    self._writer.steps(self._take_steps())
                 self._need_folder()
                 self._writer.flush()
         self._let_go()

@@ -4,19 +4,11 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from whyspike.runfolder import RunFolder, pack, smallest_unsigned
-
-# A micro-batch of a step: (batch, version counters of its tensors, sample ids, number of samples, generator states)
-Draw = tuple[Any, Any, Any, int, Any]
-# What holds for many steps: (epoch, first step of the epoch, lr of the first group, hyperparameters of all groups)
-Context = tuple[int, int, float, tuple[dict[str, Any], ...] | None]
-# A step: (loss, its micro-batches, context, the last clipping as (step, max_norm, norm before)). The very same tuples
-# are kept for capsules.
-Step = tuple[Any, list[Draw], Context, tuple[int, float, float]]
+from whyspike.stretch import Context, Stretch
 
 NAN = float("nan")
 
@@ -28,56 +20,37 @@ class RecordWriter:
         self.folder: RunFolder | None = None
         self.first = 0  # step of the first row that is not yet written
         self.n_rows = 0
-        self._floats = {"loss": array("d"), "lr": array("d"), "clip_max_norm": array("d"), "clip_norm": array("d")}
-        self._counts = {"epoch": array("q"), "index": array("q"), "n_samples": array("q")}
-        self._ids = array("I")  # twice as fast to fill as 64 bits
+        self._loss = array("d")
+        self._n_samples = array("q")
+        self._runs: list[tuple[int, Context]] = []  # what holds for so many steps
+        self._clips: list[tuple[int, float, float]] = []
+        self._ids: list[bytes | list[int]] = []  # of a stretch: 32 bits each, or what may need more
         self._ids_count = array("q")
         self._ids_known = True
         self._points: dict[str, tuple[list[int], list[float]]] = {}
         self._tables: dict[str, tuple[list[int], list[Sequence[float]]]] = {}
         self._marks: list[dict[str, object]] = []
 
-    def steps(self, first: int, steps: Sequence[Step]) -> None:
-        """Take over consecutive steps, beginning with step `first`; their losses must be numbers by now."""
-        count, floats, counts = len(steps), self._floats, self._counts
-        floats["loss"].extend([s[0] for s in steps])
-        epoch, begun, lr, _ = context = steps[0][2]
-        if steps[-1][2] is context:  # every change makes a new one
-            floats["lr"].extend([lr] * count)
-            counts["epoch"].extend([epoch] * count)
-            counts["index"].extend(range(first - begun, first - begun + count) if epoch >= 0 else [-1] * count)
+    def steps(self, stretch: Stretch) -> None:
+        """Take over the steps that follow those already here."""
+        first, steps = stretch.first, stretch.steps
+        self._loss.extend(stretch.loss)
+        self._n_samples.extend(stretch.n_samples)
+        if steps[0][2] is steps[-1][2]:  # every change makes a new one
+            self._runs.append((len(steps), steps[0][2]))
         else:
-            floats["lr"].extend([s[2][2] for s in steps])
-            counts["epoch"].extend([s[2][0] for s in steps])
-            counts["index"].extend([k - s[2][1] if s[2][0] >= 0 else -1 for k, s in enumerate(steps, first)])
-        if steps[-1][3][0] < first:
-            floats["clip_max_norm"].extend([NAN] * count)
-            floats["clip_norm"].extend([NAN] * count)
+            self._runs += [(1, s[2]) for s in steps]
+        if steps[-1][3][0] >= first:
+            self._clips += [s[3] for k, s in enumerate(steps, first) if s[3][0] == k]
+        if stretch.all_arrays:
+            self._ids.append(b"".join(stretch.ids))
+            self._ids_count.extend(stretch.n_samples)
+        elif None in stretch.ids:
+            self._ids_known = False
         else:
-            clips = [s[3] if s[3][0] == k else (k, NAN, NAN) for k, s in enumerate(steps, first)]
-            floats["clip_max_norm"].extend([c[1] for c in clips])
-            floats["clip_norm"].extend([c[2] for c in clips])
-        counts["n_samples"].extend([s[1][0][3] if len(s[1]) == 1 else n_samples(s[1]) for s in steps])
-        if self._ids_known:
-            before = len(self._ids), len(self._ids_count)
-            if not self._add_ids(steps):
-                del self._ids[before[0] :], self._ids_count[before[1] :]
-                self._ids = array("Q", self._ids)  # beyond 32 bits
-                self._ids_known = self._add_ids(steps)
-        self.n_rows += count
-
-    def _add_ids(self, steps: Sequence[Step]) -> bool:
-        ids, count = self._ids, self._ids_count
-        try:
-            for _, draws, _, _ in steps:
-                before = len(ids)
-                for draw in draws:
-                    found = draw[2]
-                    ids.extend(found if type(found) is not array or found.typecode == ids.typecode else found.tolist())
-                count.append(len(ids) - before)
-        except (OverflowError, TypeError):  # too large; unknown in one of them, or no integers
-            return False
-        return True
+            self._ids.append([i for ids in stretch.ids for i in ids])
+            self._ids_count.extend(map(len, stretch.ids))
+        self.n_rows += len(steps)
 
     def point(self, name: str, step: int, value: float) -> None:
         """A signal that was measured at one step."""
@@ -110,7 +83,7 @@ class RecordWriter:
 
     def size(self) -> int:
         """About what is collected, in bytes, rather too much."""
-        columns = self.n_rows * 64 + 4 * len(self._ids)
+        columns = self.n_rows * 64 + sum(len(ids) * (1 if isinstance(ids, bytes) else 8) for ids in self._ids)
         points = sum(100 + 12 * len(steps) for steps, _ in self._points.values())
         tables = sum(100 + len(rows) * (4 + 4 * len(rows[0])) for _, rows in self._tables.values())
         return 500 + columns + points + tables + 1000 * len(self._marks)
@@ -128,7 +101,7 @@ class RecordWriter:
             folder.append({"kind": "steps", "first": self.first, "columns": self._columns()})
             self.first += self.n_rows
             self.n_rows = 0
-            for column in (*self._floats.values(), *self._counts.values(), self._ids, self._ids_count):
+            for column in (self._loss, self._n_samples, self._runs, self._clips, self._ids, self._ids_count):
                 del column[:]
             self._ids_known = True
         for name, (steps, values) in self._points.items():
@@ -141,33 +114,41 @@ class RecordWriter:
         self._marks.clear()
 
     def _columns(self) -> dict[str, object]:
-        columns: dict[str, object] = {}
-        for name, values in self._floats.items():
-            found = np.frombuffer(values, dtype=np.float64)
-            if name == "loss" or not np.isnan(found).all():
+        n = self.n_rows
+        step = np.arange(self.first, self.first + n)
+        columns: dict[str, object] = {"loss": pack(np.frombuffer(self._loss))}
+        lengths = [length for length, _ in self._runs]
+        lr = np.repeat([c[2] for _, c in self._runs], lengths)
+        clip_max_norm, clip_norm = np.full(n, NAN), np.full(n, NAN)
+        for at, limit, norm in self._clips:
+            clip_max_norm[at - self.first], clip_norm[at - self.first] = limit, norm
+        for name, found in (("lr", lr), ("clip_max_norm", clip_max_norm), ("clip_norm", clip_norm)):
+            if not np.isnan(found).all():
                 columns[name] = pack(found)
-        for name, values in self._counts.items():
-            found = np.frombuffer(values, dtype=np.int64)
+        epoch = np.repeat([c[0] for _, c in self._runs], lengths)
+        index = np.where(epoch < 0, -1, step - np.repeat([c[1] for _, c in self._runs], lengths))
+        n_samples = np.frombuffer(self._n_samples, dtype=np.int64)
+        for name, found in (("epoch", epoch), ("index", index), ("n_samples", n_samples)):
             if found.min() >= 0:  # -1: not known
-                columns[name] = pack(found.astype(smallest_unsigned(int(found.max()))))
-        if self._ids_known and len(self._ids):
-            found = np.frombuffer(self._ids, dtype=self._ids.typecode)
-            columns["ids"] = pack(found.astype(smallest_unsigned(int(found.max()))))
-            count = np.frombuffer(self._ids_count, dtype=np.int64)
-            columns["ids_count"] = pack(count.astype(smallest_unsigned(int(count.max()))))
+                columns[name] = _packed(found)
+        ids = self._all_ids() if self._ids_known else None
+        if ids is not None and len(ids):
+            columns["ids"] = _packed(ids)
+            columns["ids_count"] = _packed(np.frombuffer(self._ids_count, dtype=np.int64))
         return columns
 
+    def _all_ids(self) -> np.ndarray | None:
+        """The ids of all steps, one after the other; None where they are no integers."""
+        try:
+            parts = [
+                np.frombuffer(ids, np.uintc) if isinstance(ids, bytes) else np.frombuffer(array("Q", ids), np.uint64)
+                for ids in self._ids
+            ]
+        except (OverflowError, TypeError):
+            return None
+        return np.concatenate(parts) if parts else None
 
-def n_samples(draws: Sequence[Draw]) -> int:
-    """The samples of a step, all micro-batches together; -1 when not known."""
-    if len(draws) == 1:
-        return draws[0][3]
-    counts = [d[3] for d in draws]
-    return sum(counts) if counts and min(counts) >= 0 else -1
 
-
-def sample_ids(draws: Sequence[Draw]) -> Sequence[int] | None:
-    """The dataset indices of a step, all micro-batches together; None when not known."""
-    if not draws or any(d[2] is None for d in draws):
-        return None
-    return draws[0][2] if len(draws) == 1 else [i for d in draws for i in d[2]]
+def _packed(values: np.ndarray) -> list[object]:
+    """Integers from 0 on, in the smallest type that holds them."""
+    return pack(values.astype(smallest_unsigned(int(values.max()))))

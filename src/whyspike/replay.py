@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 from whyspike import batches, capsule, probeset
 from whyspike.boundary import Boundary
 from whyspike.errors import NotReplayable
+from whyspike.excess import JUMP_STEPS
 from whyspike.frozen import frozen
 from whyspike.loader_order import fetch
 from whyspike.seams import BASELINE, Intervention, LossFn, StepContext, StepRule, training_step
@@ -73,6 +74,20 @@ class Replayed:
         return worst
 
 
+class Draws:
+    """What interventions take samples from: `draw(n)` gives n other ones, `draw.of(ids)` those of these ids."""
+
+    def __init__(self, subject: Subject) -> None:
+        self._subject = subject
+
+    def __call__(self, n: int) -> Any:
+        return self._subject.draw(n)
+
+    def of(self, ids: Iterable[int]) -> Any | None:
+        """The batch of these dataset indices, read in this process; None where there is no dataset to index."""
+        return self._subject.samples(ids)
+
+
 class Subject:
     """A training that can be replayed in this process: the live model and optimizer, and what was recorded of them.
 
@@ -91,11 +106,12 @@ class Subject:
         rule: StepRule | None = None,
         dataset: Any = None,
         collate: Callable[[list[Any]], Any] | None = None,
+        loader: Any = None,
         seed: int = 0,
     ) -> None:
         self.run, self.model, self.optimizer, self.loss_fn = run, model, optimizer, loss_fn
         self.rule = rule or StepRule()
-        self.dataset, self.collate = dataset, collate
+        self.dataset, self.collate, self.loader = dataset, collate, loader
         self.rng = np.random.default_rng(seed)
         self._probe_s: float | None = None
         self._loaded: dict[Path, capsule.Capsule] = {}
@@ -118,6 +134,7 @@ class Subject:
             rule=StepRule(scaler=recorder.scaler),
             dataset=loader.dataset if sized else None,
             collate=loader.collate_fn if sized else None,
+            loader=loader,
         )
 
     def capsule(self, path: Path) -> capsule.Capsule:
@@ -167,6 +184,22 @@ class Subject:
         with frozen(self.model):
             return fetch(self.dataset, self.collate, rows) if rows else None
 
+    def loss_of(self, ids: Iterable[int]) -> list[tuple[float, int]]:
+        """The loss on these samples in eval mode, in batches of the nominal size: (loss, samples) of each.
+
+        Raises:
+            NotReplayable: the loader has no dataset to index.
+        """
+        rows = [int(i) for i in ids]
+        if self.dataset is None or self.collate is None:
+            raise NotReplayable("the loader has no dataset that can be indexed by a sample's id")
+        found = []
+        with frozen(self.model):
+            for k in range(0, len(rows), self.batch_size):
+                piece = rows[k : k + self.batch_size]
+                found.append((float(self.loss_fn(self.model, fetch(self.dataset, self.collate, piece))), len(piece)))
+        return found
+
     @cached_property
     def probe_batches(self) -> list[Any]:
         """The probe set: fixed training samples, in pieces of at most the batch size."""
@@ -193,20 +226,24 @@ class Subject:
 
     # ------------------------------------------------------------------ windows and replays
 
-    def window(self, event_step: int) -> Window:
-        """The window of the newest capsule before a step.
+    def window(self, event_step: int, *, before: bool = False) -> Window:
+        """The window of the newest capsule from which a step can be replayed.
+
+        Args:
+            before: with what happens right before the step: the capsule is of an earlier step.
 
         Raises:
             NotReplayable: no capsule with stored batches covers the step.
         """
-        best = None
+        found: dict[int, Path] = {}
         for path in self.run.capsules:
-            steps = self.capsule(path).steps
-            held = [s.step for s in steps if s.batches]
-            if held and held[0] <= event_step <= held[-1]:
-                best = path if best is None or self.capsule(path).step > self.capsule(best).step else best
-        if best is None:
+            held = [s.step for s in self.capsule(path).steps if s.batches]
+            if held and held[0] + before <= event_step <= held[-1]:
+                found[held[0]] = path
+        if not found:
             raise NotReplayable(f"no capsule covers step {event_step}")
+        early = [step for step in found if step + JUMP_STEPS <= event_step] if before else []
+        best = found[max(early or found)]
         full = [s.step for s in self.capsule(best).steps if s.step < event_step and s.n_samples == self.batch_size]
         return Window(best, event_step, full[-1] if full else None)
 

@@ -139,10 +139,17 @@ def train_recorded(training: Training, recorder: Any, progress: Callable[[str, f
         recorder.step(torch.stack(waiting).mean() if len(waiting) > 1 else waiting[0])
         waiting.clear()
 
+    def evaluate() -> None:
+        if training.evaluate is not None:
+            with recorder.evaluating():
+                recorder.log(**training.evaluate(model))
+
+    every = training.evaluate_every
     steps = 0
     for epoch in range(training.epochs):
         if progress:
             progress(f"training, epoch {epoch + 1} of {training.epochs}", epoch / training.epochs)
+        begun = evaluated = steps
         for batch in recorder.batches(training.loader):
             if not waiting:
                 optimizer.zero_grad(set_to_none=True)
@@ -152,11 +159,13 @@ def train_recorded(training: Training, recorder: Any, progress: Callable[[str, f
             if len(waiting) == training.accumulate:
                 update()
                 steps += 1
+                if every is not None and (steps - begun) % every == 0:
+                    evaluate()
+                    evaluated = steps
         if waiting:
             update()
             steps += 1
         if not steps:
             raise BadTraining("the loader yields no batch; a training needs at least one")
-        if training.evaluate is not None:
-            with recorder.evaluating():
-                recorder.log(**training.evaluate(model))
+        if evaluated != steps or every is None:
+            evaluate()

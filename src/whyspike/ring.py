@@ -120,18 +120,15 @@ def main_memory() -> int:
         return 8 << 30
 
 
+@torch.no_grad()
 def _copied(old: Any, live: Any, *, host: bool) -> dict[str, torch.Tensor]:
     made: dict[str, torch.Tensor] = {}
-    targets, sources = [], []
     for name, tensor in live.items():
-        tensor = tensor.detach()
         device = torch.device("cpu") if host else tensor.device
         copy = old.get(name)
         if copy is None or copy.shape != tensor.shape or copy.dtype != tensor.dtype or copy.device != device:
-            copy = torch.empty_like(tensor, device=device)
+            copy = torch.empty_like(tensor, device=device, requires_grad=False)
         made[name] = copy
-        targets.append(copy)
-        sources.append(tensor)
-    if targets:
-        torch._foreach_copy_(targets, sources)
+    if made:
+        torch._foreach_copy_(list(made.values()), list(live.values()))
     return made

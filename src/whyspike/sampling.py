@@ -184,5 +184,13 @@ def sampling(run: Run) -> Sampling | None:
     return Sampling(passes=tuple(passes), dataset_size=size if isinstance(size, int) else None)
 
 
+def ids_at(run: Run, step: int) -> np.ndarray | None:
+    """The samples of one step, in the order of its batch; None when they are not known."""
+    row = int(np.searchsorted(run.step, step))
+    if run.sample_ids is None or row >= len(run) or run.step[row] != step:
+        return None
+    return run.sample_ids[row]
+
+
 def _joined(ids: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate([np.asarray(i, dtype=np.int64) for i in ids]) if len(ids) else np.empty(0, np.int64)

@@ -256,10 +256,10 @@ def score_case(case: Case, seed: int) -> Checked:
 def check_case(case: Case, seed: int) -> Checked:
     """Check that a case is diagnosed as declared, and its twin as healthy.
 
-    The sick training must be answered with the case's cause, confirmed, and no other cause may be confirmed than
-    those declared in `also_true`. For a harmless cause the telling run must be answered with it, confirmed or
-    likely, as harmless; a telling run without any event is healthy, too. The twin
-    must be healthy, with nothing confirmed that does harm.
+    The sick training must be answered with the case's cause, confirmed (or likely, where only its log is left), and no
+    other cause may be confirmed than those declared in `also_true`. For a harmless cause the telling run must be
+    answered with it, confirmed or likely, as harmless; a telling run without any event is healthy, too. The twin must
+    be healthy, with nothing confirmed that does harm.
 
     Raises:
         AssertionError: it is not so; the message holds every shortcoming.
@@ -290,7 +290,8 @@ def _sick_problems(case: Case, made: Diagnosis) -> list[str]:
         problems.append(f"the answer is {said.cause or said.status}, {case.cause} was declared ({said.sentence})")
     outcome = verdicts[case.cause].outcome if case.cause in verdicts else "not suspected"
     harmless = find(case.cause).harmless
-    wanted = ("confirmed", "likely") if harmless else ("confirmed",)
+    of_log = made.record is not None and "reader_says" in made.record.facts  # nothing can be replayed
+    wanted = ("confirmed", "likely") if harmless or of_log else ("confirmed",)
     if outcome not in wanted:
         reason = verdicts[case.cause].reason if case.cause in verdicts else None
         problems.append(f"{case.cause} is {outcome}, {' or '.join(wanted)} is needed{f' ({reason})' if reason else ''}")

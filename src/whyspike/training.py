@@ -30,6 +30,7 @@ class Training:
         clip_grad_norm: as `max_norm` of `torch.nn.utils.clip_grad_norm_`, before every update.
         accumulate: batches per update; each loss is divided by it before backward.
         evaluate: called as `evaluate(model)` at the end of every epoch; returns a dict of numbers to log.
+        evaluate_every: updates between two evaluations within an epoch, counted anew in each; its end is one, too.
 
     Raises:
         BadTraining: the model has no parameter to train, or a number is out of its range.
@@ -44,6 +45,7 @@ class Training:
     clip_grad_norm: float | None = None
     accumulate: int = 1
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None
+    evaluate_every: int | None = None
 
     def __post_init__(self) -> None:
         if not any(p.requires_grad for p in self.model.parameters()):
@@ -55,6 +57,8 @@ class Training:
             raise BadTraining(f"epochs={self.epochs} was given; it must be at least 1")
         if self.accumulate < 1:
             raise BadTraining(f"accumulate={self.accumulate} was given; it must be at least 1")
+        if self.evaluate_every is not None and self.evaluate_every < 1:
+            raise BadTraining(f"evaluate_every={self.evaluate_every} was given; it must be at least 1, or None")
 
 
 def build(source: Training | Callable[..., Training], seed: int | None = None) -> Training:

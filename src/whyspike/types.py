@@ -269,6 +269,7 @@ class Suspicion:
     reason: str | None = None
     identity: bool = False  # the evidence is an identity (an exact exponent, equal ids): it proves without trials,
     # and needs no event
+    alone: bool = False  # the identity is a fault in itself: it stands even where no event comes from it
     harm: Harm | None = None  # where the evidence itself shows it; None: what events and trials show
 
 

@@ -1,0 +1,63 @@
+"""Reads the logs of OpenMMLab's toolboxes: `Epoch [1][50/7330] lr: 2.000e-03, … loss: 1.23`, `Epoch(train) [1][50/7330] …`, `Iter(train) [50/160000] …`.
+
+Their JSON lines (`.log.json`, `scalars.json`) are read here as well: rows of mode "val" count other batches.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+from whyspike.logs.assemble import Asked, runs
+from whyspike.logs.lines import many, pairs, table
+from whyspike.logs.source import Source
+from whyspike.logs.table import Table
+from whyspike.readers.metric_json import flat
+from whyspike.types import Run
+
+NAME = "openmmlab"
+EPOCH = re.compile(r"Epoch(?:\(train\))?\s*\[(\d+)\]\[\s*(\d+)/(\d+)\]\s*(.*)")
+ITER = re.compile(r"Iter(?:\(train\))?\s*\[\s*(\d+)/\d+\]\s*(.*)")
+RECORD = re.compile(r'^\{"mode": "train".*"iter": |^\{.*"data_time".*"loss": .*"iter": ', re.MULTILINE)
+
+
+def sniff(source: Source) -> float:
+    return 0.9 if any(many(source, form) for form in (EPOCH, ITER, RECORD)) else 0.0
+
+
+def read(source: Source, asked: Asked) -> tuple[Run, ...]:
+    if many(source, RECORD):
+        return runs([_of_records(source)], source=source.name, reader=NAME, asked=asked)
+    rows: list[dict[str, float]] = []
+    every = 0.0
+    for line in source.lines:
+        if (match := EPOCH.search(line)) is not None:
+            epoch, inside, length = (float(match[k]) for k in (1, 2, 3))
+            rows.append({**pairs(match[4]), "epoch": epoch, "iter": (epoch - 1) * length + inside})
+            every = every or inside
+        elif (match := ITER.search(line)) is not None:
+            rows.append({**pairs(match[2]), "iter": float(match[1])})
+            every = every or float(match[1])
+    made = table(rows, source, roles={"step": "iter", "loss": "loss"}, zero=1, averaged=_averaged(every))
+    return runs([made], source=source.name, reader=NAME, asked=asked)
+
+
+def _averaged(every: float) -> str | None:
+    return f"each value is the mean of the {every:.0f} steps before it (LoggerHook, interval)" if every > 1 else None
+
+
+def _of_records(source: Source) -> Table:
+    records = []
+    for line in source.lines:
+        try:
+            record = json.loads(line) if line.startswith("{") else None
+        except ValueError:
+            continue
+        if isinstance(record, dict) and record.get("mode", "train") == "train":
+            record.pop("step", None)  # of the run, in newer versions: the same as iter, or the epoch
+            records.append(record)
+    rows = flat(records)
+    every = rows[0].get("iter", 0.0) if rows else 0.0
+    return table(
+        rows, source, roles={"step": "iter", "loss": "loss", "epoch": "epoch"}, zero=1, averaged=_averaged(every)
+    )
