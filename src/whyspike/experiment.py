@@ -207,7 +207,7 @@ class Experiment:
             if self._epochs is None:
                 self._epochs = EpochExperiment(self.subject)
             return self._epochs.trials(cause, suspicion, self.seen, progress)
-        pairs = self.pairs(suspicion.events, cause)
+        pairs = self.pairs(self._replayed(cause, suspicion.events), cause)
         if not pairs:
             return ()
         if cause.one_event:
@@ -236,6 +236,11 @@ class Experiment:
                 drawn = replace(first, number=first.number + 1 + k, redraw=k)
                 made += [self._trial(cause, "placebo", placebo, drawn, measure, horizon=_needed(first.event, measure))]
         return tuple(made)
+
+    def _replayed(self, cause: Cause, event_ids: Sequence[str]) -> tuple[str, ...]:
+        """The events that the cause is proven on: where the network decides, those in which it moved."""
+        moved = [i for i in event_ids if (self.seen.event(i).state or 0.0) >= VISIBLE]
+        return tuple(moved if cause.measure in ("state", "growth") and moved else event_ids)
 
     def _trial(
         self,

@@ -1,6 +1,6 @@
 """A regression with a few samples whose targets have their decimal point in the wrong place.
 
-7,936 samples, of which 5 have targets 100 times too large. Each of them throws the network off whenever it is drawn, once
+7,936 samples, of which 2 have targets 100 times too large. Each of them throws the network off whenever it is drawn, once
 an epoch, at a random step. In the healthy twin their targets are right.
 """
 
@@ -13,12 +13,12 @@ from whyspike.training import Training
 
 def _regression(seed: int, vary: Vary, misplaced: int) -> Training:
     return training(
-        seed, vary, optimizer="sgd", lr=0.03, task="regression", noise=0.05, n=7936, misplaced=misplaced, steps=1984
+        seed, vary, optimizer="sgd", lr=0.03, task="regression", noise=0.05, n=7936, misplaced=misplaced, steps=2480
     )
 
 
 def sick(seed: int = 0, vary: Vary = PLAIN) -> Training:
-    return _regression(seed, vary, 5)
+    return _regression(seed, vary, 2)
 
 
 def healthy(seed: int = 0, vary: Vary = PLAIN) -> Training:
@@ -26,7 +26,7 @@ def healthy(seed: int = 0, vary: Vary = PLAIN) -> Training:
 
 
 CASE = Case(
-    words="a regression with SGD; of 7,936 samples 5 have targets that are 100 times too large",
+    words="a regression with SGD; of 7,936 samples 2 have targets that are 100 times too large",
     cause="outlier-sample",
     sick=sick,
     healthy=healthy,

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -52,7 +52,9 @@ class OutlierSample(Cause):
         named = [p for p in seen.profiles.values() if p.kind == "one sample"]
         if not named:
             return None
-        events = [e for e in seen.events if e.id in {p.event for p in named}]
+        carried = {p.event for p in named}
+        rows = _rows(seen)
+        events = [e for e in seen.events if e.id in carried or (e.kind == "spike" and e.step in rows)]
         share = [p.sample_share for p in named if p.sample_share is not None]
         moved = [p.sample_moved for p in named if p.sample_moved is not None]
         evidence = [
@@ -67,6 +69,19 @@ class OutlierSample(Cause):
                 expected="80 % or more",
             ),
         ]
+        if len(events) > len(carried):
+            ids = {p.sample for p in named if p.sample_known}
+            per_batch = (
+                (seen.run.batch_size or 1) * len(ids) / max(1, int(str(seen.run.facts.get("dataset_size") or 1)))
+            )
+            others = [e for e in seen.events if e.kind == "spike" and not e.period and e.id not in carried]
+            evidence.append(
+                Evidence(
+                    statement="other spikes whose batch holds one of these samples",
+                    observed=f"{len(events) - len(carried)} of {len(others)}",
+                    expected=f"{per_batch * len(others):.1f} by chance",
+                )
+            )
         if moved:
             evidence.append(
                 Evidence(
@@ -148,12 +163,19 @@ class OutlierSample(Cause):
         return cures
 
 
-def _rows(seen: Observation) -> dict[int, Any]:
-    """Of each event's step, the sample that carries it: its dataset index, with the ids of the whole batch."""
-    found = {}
-    for p in seen.profiles.values():
-        if p.kind == "one sample" and p.batch_step is not None:
-            found[p.batch_step] = p.sample_row
+def _rows(seen: Observation) -> dict[int, int]:
+    """Of the steps of spikes whose batch holds a named sample, its row in the batch."""
+    named = [p for p in seen.profiles.values() if p.kind == "one sample"]
+    found = {p.batch_step: p.sample_row for p in named if p.batch_step is not None}
+    ids = [p.sample for p in named if p.sample_known]
+    if seen.run.sample_ids is None or not ids:
+        return found
+    for event in seen.events:
+        row = int(np.searchsorted(seen.run.step, event.step))
+        if event.kind == "spike" and event.step not in found and row < len(seen.run.sample_ids):
+            held = np.flatnonzero(np.isin(seen.run.sample_ids[row], ids))
+            if len(held):
+                found[event.step] = int(held[0])
     return found
 
 
