@@ -15,6 +15,7 @@ import numpy as np
 from whyspike.cause import Cause, Observation
 from whyspike.epoch_experiment import EpochExperiment
 from whyspike.errors import NotReplayable
+from whyspike.everychange import every_change
 from whyspike.excess import Measure, excess, jump
 from whyspike.periods import occurrences
 from whyspike.profile import Profile, Profiler
@@ -49,10 +50,11 @@ class Experiment:
 
     Args:
         most: pairs at most.
+        full: replay every change that there is, also where a verdict does not need it.
     """
 
-    def __init__(self, subject: Subject, seen: Observation, *, most: int = PAIRS) -> None:
-        self.subject, self.seen, self.most = subject, seen, most
+    def __init__(self, subject: Subject, seen: Observation, *, most: int = PAIRS, full: bool = False) -> None:
+        self.subject, self.seen, self.most, self.full = subject, seen, most, full
         self._done: dict[tuple[int, str, str], Replayed] = {}
         self._pairs: dict[tuple[str, ...], list[Pair]] = {}
         self._epochs: EpochExperiment | None = None
@@ -214,7 +216,10 @@ class Experiment:
             pairs = pairs[:1]
         measure = self.measure_of(cause, suspicion.events)
         draw = Draws(self.subject)
-        interventions = cause.interventions(self.seen, draw)
+        interventions = list(cause.interventions(self.seen, draw))
+        if self.full and interventions:
+            own = {i.words for i in interventions}
+            interventions += [i for i in every_change(self.seen, self.subject) if i.words not in own]
         placebo = cause.placebo(self.seen, draw) if interventions else None  # beside nothing it would say nothing
         arms: list[tuple[ArmName, Intervention]] = [
             ("baseline", BASELINE),

@@ -1,7 +1,7 @@
 """A regression with a few samples whose targets have their decimal point in the wrong place.
 
-7,936 samples, of which 2 have targets 100 times too large. Each of them throws the network off whenever it is drawn, once
-an epoch, at a random step. In the healthy twin their targets are right.
+7,936 samples, of which 2 have targets 100 times too large. Each of them throws the network off whenever it is drawn,
+once an epoch, at a random step. In the healthy twin their targets are right.
 """
 
 from __future__ import annotations

@@ -167,13 +167,13 @@ def _rows(seen: Observation) -> dict[int, int]:
     """Of the steps of spikes whose batch holds a named sample, its row in the batch."""
     named = [p for p in seen.profiles.values() if p.kind == "one sample"]
     found = {p.batch_step: p.sample_row for p in named if p.batch_step is not None}
-    ids = [p.sample for p in named if p.sample_known]
+    ids = [p.sample for p in named if p.sample_known and p.sample is not None]
     if seen.run.sample_ids is None or not ids:
         return found
     for event in seen.events:
         row = int(np.searchsorted(seen.run.step, event.step))
         if event.kind == "spike" and event.step not in found and row < len(seen.run.sample_ids):
-            held = np.flatnonzero(np.isin(seen.run.sample_ids[row], ids))
+            held = np.flatnonzero(np.isin(np.asarray(seen.run.sample_ids[row]), np.asarray(ids, dtype=np.int64)))
             if len(held):
                 found[event.step] = int(held[0])
     return found
