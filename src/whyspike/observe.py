@@ -135,8 +135,11 @@ def _too_few_cycles(run: Run, periods: Sequence[PeriodResult]) -> Sequence[str]:
 
 
 def _named(run: Run, events: Sequence[Event]) -> tuple[Event, ...]:
-    """The events with the ids of the samples in their first step's batch, where these are few enough to read."""
-    if run.sample_ids is None:
+    """The events with the ids of the samples in their first step's batch, where these are few enough to read.
+
+    In full-batch training every batch has them all, so that none is named.
+    """
+    if run.sample_ids is None or run.steps_per_epoch == 1:
         return tuple(events)
     named = []
     for event in events:
@@ -208,7 +211,8 @@ def _on_the_network(
     attributions: dict[str, Attribution] = {}
     null: dict[str, float] = {}
     height: Callable[[Event], float] = lambda e: abs(np.log(e.reported)) if e.reported else 0.0  # noqa: E731
-    for rank, event in enumerate(sorted(events, key=height, reverse=True)[:NULLS]):
+    single = [e for e in events if not e.is_wave]  # a wave has no step of its own
+    for rank, event in enumerate(sorted(single, key=height, reverse=True)[:NULLS]):
         found = _window(subject, run, event)
         if found is None:
             missing.append(f"the factors of event {event.id}: no capsule covers step {event.step}")
