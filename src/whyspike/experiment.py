@@ -235,9 +235,10 @@ class Experiment:
                 made += [self._trial(cause, arm, intervention, pair, measure)]
         if len(pairs) == 1 and placebo is not None:
             first = pairs[0]
-            for k in range(PLACEBO_DRAWS):
+            draws = PLACEBO_DRAWS if not suspicion.identity else LEAST_PAIRS  # an identity needs no p-value
+            for k in range(draws):
                 if progress and k % 10 == 0:
-                    progress(f"replaying {cause.id}: placebo draw {k + 1} of {PLACEBO_DRAWS}", k / PLACEBO_DRAWS)
+                    progress(f"replaying {cause.id}: placebo draw {k + 1} of {draws}", k / draws)
                 drawn = replace(first, number=first.number + 1 + k, redraw=k)
                 made += [self._trial(cause, "placebo", placebo, drawn, measure, horizon=_needed(first.event, measure))]
         return tuple(made)
@@ -258,8 +259,6 @@ class Experiment:
     ) -> Trial:
         made = self.replay(pair, intervention, horizon)
         onset = onset_of(made)
-        if measure == "deviation":
-            measure = "dip" if (pair.event.reported or 1.0) < 1.0 else "reported"
         reported_reference = _reported_reference(self.seen, made.event_step)
         state_reference = level_before(made)
         recorded = arm == "baseline" and pair.redraw is None
@@ -284,15 +283,19 @@ class Experiment:
                 length=1 if pair.event.period else pair.event.last_step - pair.event.step + 1,
                 reported_reference=reported_reference,
                 state_reference=state_reference,
-                direction=_direction(self.seen, made.event_step) if measure == "jump" else 1.0,
+                direction=_direction(self.seen, measure, pair.event, made.event_step),
             ),
             reproduced=made.reproduced if recorded else None,
             noise=made.noise if recorded else None,
         )
 
 
-def _direction(seen: Observation, step: int) -> float:
-    """-1.0 where the recorded loss falls at a step, else 1.0."""
+def _direction(seen: Observation, measure: Measure, event: Event, step: int) -> float:
+    """-1.0 where an excess is counted downwards: where the record falls at a step, or an event lies below its level."""
+    if measure == "deviation":
+        return -1.0 if (event.reported or 1.0) < 1.0 else 1.0
+    if measure != "jump":
+        return 1.0
     row = int(np.searchsorted(seen.run.step, step))
     return -1.0 if jump(seen.run.loss.tolist()[: row + 64], row, _reported_reference(seen, step)) < 0 else 1.0
 
@@ -308,7 +311,7 @@ def _moved(event: Event, late: int, factor: float) -> Event:
 def _needed(event: Event, measure: Measure) -> int:
     """Steps after the event that the measure looks at: the logged loss counts on the event's own steps alone."""
     own = 1 if event.period else event.last_step - event.step + 1
-    return min(HORIZON, own) if measure in ("reported", "dip") else HORIZON
+    return min(HORIZON, own) if measure in ("reported", "dip", "height", "deviation") else HORIZON
 
 
 def _begun_by(event: Event, profile: Profile) -> Event:
