@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from whyspike.periods import PeriodResult
     from whyspike.plotted import Plotted
     from whyspike.profile import Profile
-    from whyspike.reread import Repeats
+    from whyspike.reread import SameDraws
     from whyspike.sampling import Sampling
     from whyspike.seams import Intervention
     from whyspike.terms import Terms
@@ -79,7 +79,7 @@ class Observation:
     profiles: Mapping[str, Profile] = field(default_factory=dict)  # by event id, of the network's own spikes
     periods: tuple[PeriodResult, ...] = ()  # tests of the periods that the run has by itself, the epoch first
     reread: Mapping[int, float] = field(default_factory=dict)  # step → share of its samples that read the same again
-    repeats: Repeats | None = None  # of a loader that draws at random: whether its epochs are the same
+    same_draws: SameDraws | None = None  # of a loader that draws at random: whether its epochs are the same
     replayable: bool = False  # model, loss_fn and capsules are at hand
     gaps: GapCurve | None = None  # how a sample's loss depends on when it was last trained on; for waves over the epoch
     curve: Curve | None = None  # the patterns of the curve; None where nobody looked

@@ -52,7 +52,7 @@ def observe(run: Run, subject: Subject | None = None, progress: Progress | None 
     if subject is None:
         named = _named(run, events)
         return Observation(run=run, events=named, periods=periods, curve=curve, missing=tuple(missing))
-    from whyspike.reread import Repeats, repeats, reread
+    from whyspike.reread import SameDraws, reread, same_draws
 
     exponent: Exponent | None = None
     attributions: dict[str, Attribution] = {}
@@ -60,14 +60,14 @@ def observe(run: Run, subject: Subject | None = None, progress: Progress | None 
     units: Units | None = None
     gaps: GapCurve | None = None
     again: Mapping[int, float] = {}
-    repeated: Repeats | None = None
+    draws: SameDraws | None = None
     replayable = bool(run.capsules)
     with subject.kept():
         if run.facts.get("num_workers"):
             say("reading samples of recorded batches again", 0.05)
             again = reread(subject)
         if not again or min(again.values()) < 1.0:
-            repeated = repeats(subject)
+            draws = same_draws(subject)
         say("measuring the exponent of the loss in the batch size", 0.1)
         try:
             exponent = _exponent(subject)
@@ -100,7 +100,7 @@ def observe(run: Run, subject: Subject | None = None, progress: Progress | None 
         units=units,
         batch_null=null,
         reread=again,
-        repeats=repeated,
+        same_draws=draws,
         periods=periods,
         replayable=replayable,
         gaps=gaps,

@@ -91,7 +91,10 @@ def named_period(
         p_value=float(min(1.0, 3 * min(found.p_value, smooth.p_value))),
         n_cycles=found.n_cycles,
         minimum_detectable=found.minimum_detectable,
-        shape="spike" if found.pointed and not smooth.is_slope and surer else "smooth",
+        # A sawtooth is no higher at its peak than from trough to peak; a spike on top of one is.
+        shape="spike"
+        if found.pointed and surer and (not smooth.is_slope or abs(found.amplitude) > smooth.amplitude)
+        else "smooth",
         of_epoch=of_epoch,
         spikes=found,
         wave=smooth,
