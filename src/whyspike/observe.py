@@ -211,7 +211,8 @@ def _on_the_network(
     attributions: dict[str, Attribution] = {}
     null: dict[str, float] = {}
     height: Callable[[Event], float] = lambda e: abs(np.log(e.reported)) if e.reported else 0.0  # noqa: E731
-    for rank, event in enumerate(sorted(events, key=height, reverse=True)[:NULLS]):
+    single = [e for e in events if not e.is_wave]  # a wave has no step of its own
+    for rank, event in enumerate(sorted(single, key=height, reverse=True)[:NULLS]):
         found = _window(subject, run, event)
         if found is None:
             missing.append(f"the factors of event {event.id}: no capsule covers step {event.step}")

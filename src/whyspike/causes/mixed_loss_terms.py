@@ -89,7 +89,7 @@ class MixedLossTerms(Cause):
             words="none is needed; plot the terms one by one",
             code={
                 "torch": "log(reconstruction=reconstruction.item(), kl=kl.item(), beta=beta)",
-                "keras": 'self.add_metric(kl, name="kl")   # Keras 3: a keras.metrics.Mean of its own for each term',
+                "keras": "self.kl_tracker.update_state(kl)   # a keras.metrics.Mean for each term",
             },
             applicability="safe",
         )
