@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from whyspike.errors import UnreadableRun
 from whyspike.pipeline import diagnose
 from whyspike.types import Diagnosis
 
@@ -116,3 +117,15 @@ def test_a_cyclegan_log_holds_two_runs() -> None:
     assert made.run.steps == 2904
     assert "appended-runs" in notes(made)
     assert made.events == ()
+
+
+def test_duplicate_steps_of_tensorboard_are_read_without_loss() -> None:
+    folder = Path(FOLDER or "") / "janosh-duplicate-steps"
+    if not folder.exists():
+        pytest.skip("janosh-duplicate-steps is not there")
+    with pytest.raises(UnreadableRun, match="name the column with --loss NAME"):
+        diagnose(folder)
+    made = diagnose(folder, loss="dup_steps/foo")
+    assert made.record is not None
+    assert made.record.step.tolist() == list(range(200))
+    assert notes(made) == {"resume-overlap"}

@@ -95,9 +95,10 @@ def demo(
     return 0
 
 
-@app.command
+@app.command(usage="Usage: whyspike diagnose [OPTIONS] PATH [OTHER]")
 def diagnose(
     path: PathOrDash,
+    other: PathOrDash | None = None,
     /,
     *,
     loss: str | None = None,
@@ -112,6 +113,7 @@ def diagnose(
 
     Args:
         path: the folder of a recorded run, or a log; - is standard input.
+        other: a second run to compare it with: do they wiggle and spike at the same steps?
         loss: the column of the log that holds the loss; without it, the one that is called so.
         steps_per_epoch: optimizer updates in an epoch, where the log does not say.
         batch_size: samples in an update, where the log does not say.
@@ -132,10 +134,16 @@ def diagnose(
     asked = Asked(loss=loss, steps_per_epoch=steps_per_epoch, batch_size=batch_size, dataset_size=dataset_size)
     with Progress() as progress:
         made = pipeline.diagnose_all(path, asked, progress=progress)
+        compared = None
+        if other is not None:
+            made = (made[-1], pipeline.diagnose_all(other, asked, progress=progress)[-1])
+            from whyspike.compare import compare
+
+            compared = compare(*made)
     for diagnosis in made:
         if diagnosis.record is not None and "reader_says" in diagnosis.record.facts:
             say(described(diagnosis.record))
-    put_diagnoses(made, choose(format, output), output, force=force)
+    put_diagnoses(made, choose(format, output), output, compared, force=force)
     return max(map(exit_code, made))
 
 
@@ -145,6 +153,7 @@ def prove(
     /,
     *,
     budget: float | None = None,
+    full: bool = False,
     format: Format | None = None,
     output: Output = None,
     force: bool = False,
@@ -154,6 +163,7 @@ def prove(
     Args:
         target: file.py:function, where the function returns a whyspike.Training; or a recorded run that names one.
         budget: the most minutes to spend.
+        full: replay with every change that there is, to see what each of them removes.
         format: of the result; without it, what the name of FILE ends in, else full.
         output: write the result to this file instead of standard output.
         force: overwrite the file.
@@ -168,7 +178,7 @@ def prove(
     from whyspike import pipeline
 
     with Progress() as progress:
-        diagnosis = pipeline.prove(source, target=targets.stored(target), budget=budget, progress=progress)
+        diagnosis = pipeline.prove(source, target=targets.stored(target), budget=budget, full=full, progress=progress)
     put_diagnosis(diagnosis, choose(format, output), output, force=force)
     return exit_code(diagnosis)
 

@@ -14,7 +14,7 @@ import sys
 import traceback
 import warnings
 from array import array
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from math import inf, isnan
@@ -165,6 +165,7 @@ class Recorder:
         self._steps_per_epoch: int | None = None
         self._batches_per_epoch: int | None = None
         self._micro_per_step = 1
+        self._micros: Counter[int] = Counter()  # steps by their number of micro-batches
         self._nominal = -1  # samples of an ordinary micro-batch; -1 when not known yet
         # the hyperparameters, as they were last read
         self._lrs: list[Any] = []
@@ -622,7 +623,8 @@ class Recorder:
     def _take_steps(self) -> Stretch:
         """The steps that are not drained yet."""
         steps, self._steps = self._steps, []
-        self._micro_per_step = len(steps[-1][1]) or 1
+        self._micros.update([len(s[1]) or 1 for s in steps])
+        self._micro_per_step = self._micros.most_common(1)[0][0]  # the last step of an epoch may have fewer
         return Stretch(self._step - len(steps), steps)
 
     def _detect(self, stretch: Stretch, now: float) -> None:
@@ -650,7 +652,11 @@ class Recorder:
             height = inf if isnan(loss) or middle <= 0 else loss / middle
             # What the last update of an epoch did to the network shows in the first losses of the next one.
             epoch, begun = context[:2]
-            at_end = epoch >= 0 and step - begun in (self._last_index(), *((0, 1, 2) if epoch > 0 else ()))
+            at_end = (
+                epoch >= 0
+                and self._last_index() != 0
+                and step - begun in (self._last_index(), *((0, 1, 2) if epoch > 0 else ()))
+            )
             # A new level is seen 16 steps late, a dip when it is over: the snapshot before its begin is wanted.
             events = self._detector.events if fresh else ()
             onset = min(step, events[-1].step) if events else step

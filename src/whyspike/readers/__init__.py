@@ -17,6 +17,9 @@ from whyspike.logs.assemble import Asked
 from whyspike.logs.source import Source
 from whyspike.types import Run
 
+DEPTH = 4  # folders inside folders that are looked into
+SURE = 0.5  # of a file in a folder: below it, it is some text
+
 
 class Reader(Protocol):
     """What a file of this folder offers."""
@@ -62,10 +65,37 @@ def read_all(source: Source, asked: Asked | None = None) -> tuple[Run, ...]:
             f"{source.name} does not exist; give the folder of a recorded run, e.g. whyspike-runs/<name>-<time>, or "
             "the log of a training"
         )
-    surest = max(readers(), key=lambda reader: reader.sniff(source))
-    if surest.sniff(source) > 0:
-        return surest.read(source, asked or Asked())
+    reader = _surest(source)
+    if reader is not None:
+        return reader.read(source, asked or Asked())
+    found = _inside(source, asked or Asked()) if source.is_folder else ()
+    if found:
+        return found
     raise UnreadableRun(_unknown(source))
+
+
+def _surest(source: Source, least: float = 0.0) -> Reader | None:
+    """The reader that is surest of a source, and surer than `least`."""
+    sure, best = max(((reader.sniff(source), -k) for k, reader in enumerate(readers())), default=(0.0, 0))
+    return readers()[-best] if sure > least else None
+
+
+def _inside(source: Source, asked: Asked, depth: int = DEPTH) -> tuple[Run, ...]:
+    """The runs of everything in a folder that a reader is sure of, in the order of their names."""
+    made: list[Run] = []
+    for path in sorted(source.path.iterdir()):
+        if path.name.startswith(".") or path.is_symlink():  # W&B links to its latest run
+            continue
+        part = Source(path)
+        reader = _surest(part, SURE)
+        if reader is not None:
+            try:
+                made += reader.read(part, asked)
+            except UnreadableRun:
+                continue  # a table of something else lies beside the logs
+        elif part.is_folder and depth > 1:
+            made += _inside(part, asked, depth - 1)
+    return tuple(made)
 
 
 def _unknown(source: Source) -> str:
