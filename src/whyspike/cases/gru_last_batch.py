@@ -25,7 +25,7 @@ def healthy(seed: int = 0, vary: Vary = PLAIN) -> Training:
 CASE = Case(
     words="a GRU recommender without momentum, whose last batch of six comes right before an evaluation",
     cause="small-last-batch",
-    also_true=("epochal-sawtooth",),
+    also_true=("epochal-sawtooth", "memorization-step"),
     sick=sick,
     healthy=healthy,
 )

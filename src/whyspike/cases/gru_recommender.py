@@ -222,6 +222,7 @@ def healthy(seed: int = 0, vary: Vary = PLAIN) -> Training:
 CASE = Case(
     words="a GRU recommender, reshuffled every epoch: its training metrics are best in the first quarter of each",
     cause="epochal-sawtooth",
+    also_true=("memorization-step",),  # in the first epochs every visit teaches a sample more than is forgotten
     sick=sick,
     healthy=healthy,
 )

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 FLAT = 0.2  # of the amplitude: less than that and the network did not move with the loss (causes.md A1)
 MOVES = 0.5  # more than that, and the network itself moves
 LEAST_RISE = 0.3  # epochs from the first quarter to the last: .75 for a reshuffle, 0 for a fixed order
+SURE = 0.001  # p of a wave that is spoken of, as of one that is an event (periods.WAVE_ALPHA)
 NOISY = 1.5  # times the wave, in nats: a single epoch's fall among the noise of its batches
 EXCLUDED = "80 to 120 %: it has no part in it"
 
@@ -331,7 +332,7 @@ def _validation_wave(seen: Observation, name: str) -> tuple[np.ndarray, float] |
 def _dips(seen: Observation, name: str) -> bool:
     """Whether a validation loss is worse in the first half of the epoch than in the last quarter, beyond chance."""
     found = _validation_wave(seen, name)
-    return found is not None and found[1] <= 0.01 and bool(found[0][:2].mean() > 0 > found[0][3])
+    return found is not None and found[1] <= SURE and bool(found[0][:2].mean() > 0 > found[0][3])
 
 
 def _share(trials: Sequence[Trial], words: str) -> float | None:
