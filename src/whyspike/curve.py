@@ -8,6 +8,7 @@ from math import exp
 
 from whyspike.echo import Echo, find_echo
 from whyspike.megabatches import Oscillation, find_oscillation
+from whyspike.pattern import rises_inside
 from whyspike.points import spacing
 from whyspike.staircase import Staircase, find_staircase
 from whyspike.types import Event, Run
@@ -77,8 +78,8 @@ def with_patterns(run: Run, curve: Curve, events: Sequence[Event]) -> tuple[Even
 
 def _of_stairs(run: Run, stairs: Staircase, event: Event) -> bool:
     """Whether an event is a step of the staircase, as the detector or the test of periods saw it."""
-    if event.kind == "periodic":
-        return event.period == run.steps_per_epoch and event.is_wave
+    if event.kind == "periodic":  # what rises inside the epochs is more than a staircase
+        return event.period == run.steps_per_epoch and event.is_wave and not rises_inside(run)
     every, _ = spacing(run.step)
     near = 16 * every  # the detector dates an abrupt step to within as many points
     return event.kind in ("level-shift", "dip") and any(

@@ -21,7 +21,7 @@ from whyspike.seams import BASELINE, Intervention
 from whyspike.types import ArmName, Suspicion, Trial
 
 PAIRS = 12  # 2**-12 = 2e-4 for the smallest p, so that Holm over a dozen causes can still reach .01
-PROFILE_PAIRS = 4  # for the interventions beside the deciding one: their numbers describe, they do not decide
+PROFILE_PAIRS = 3  # for the interventions beside the deciding one: their numbers describe, they do not decide
 
 Progress = Callable[[str, float], None]
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from whyspike.cause import Observation, Units
+from whyspike.afterlast import after_last, hidden_event
+from whyspike.cause import Observation, Units, is_on_last_batch
 from whyspike.curve import Curve, look, with_patterns
 from whyspike.detect import detect
 from whyspike.errors import WhySpikeError
@@ -40,7 +41,11 @@ def events_of(run: Run) -> tuple[tuple[Event, ...], tuple[PeriodResult, ...], Cu
     periods = period_results(points)
     events = in_steps(run, periodic_events(points, detect(points), periods))
     curve = look(run)
-    return with_patterns(run, curve, events), periods_in_steps(run, periods), curve
+    events = with_patterns(run, curve, events)
+    if not any(is_on_last_batch(run, e) for e in events) and (found := after_last(run)) is not None:
+        ordered = sorted([*events, hidden_event(run, found)], key=lambda e: e.step)
+        events = tuple(replace(e, id=f"e{k}") for k, e in enumerate(ordered, 1))
+    return events, periods_in_steps(run, periods), curve
 
 
 def observe(run: Run, subject: Subject | None = None, progress: Progress | None = None) -> Observation:

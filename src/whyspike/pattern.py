@@ -150,6 +150,23 @@ def quarters(run: Run, values: np.ndarray | None = None) -> np.ndarray | None:
     return found - found.mean()
 
 
+def rises_inside(run: Run) -> bool:
+    """Whether the log loss rises within the epochs, from the first quarter to the last, its trend left in.
+
+    A staircase does not, nor does any loss that falls. The first three epochs, in which a network learns most, are left
+    out where others remain.
+    """
+    table, names = cycles(run, trend=True)
+    later = names >= names.min(initial=0) + 3
+    table = table[later] if later.sum() >= MIN_EPOCHS else table
+    table = table[np.isfinite(table).mean(axis=1) > 0.9] if table.size else table
+    if len(table) < MIN_EPOCHS:
+        return False
+    first, *_, last = np.array_split(table, 4, axis=1)
+    rise = np.nanmean(last, axis=1) - np.nanmean(first, axis=1)
+    return bool(rise.mean() > 3 * rise.std(ddof=1) / len(rise) ** 0.5)
+
+
 def _centred_mean(y: np.ndarray, width: int) -> np.ndarray:
     """Mean over exactly `width` values around each, the two outer ones halved when that is even; nan at the ends."""
     weights = np.ones(width) if width % 2 else np.concatenate([[0.5], np.ones(width - 1), [0.5]])

@@ -25,7 +25,7 @@ from whyspike.training import Training
 __all__ = ["CASE", "read_interactions", "training", "training_on"]
 
 ITEMS = 500
-VALIDATION = 4000  # windows of other sessions
+VALIDATION = 2500  # windows of other sessions
 
 
 class Sessions(Dataset):
@@ -68,7 +68,7 @@ class Recommender(nn.Module):
 
 def hits(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """HR@10: whether the target is among the ten highest scores, (B,)."""
-    return (logits.topk(10, dim=1).indices == target[:, None]).any(dim=1).float()
+    return ((logits > logits.gather(1, target[:, None])).sum(dim=1) < 10).float()  # cheaper than a top ten
 
 
 class Meter:
@@ -222,6 +222,7 @@ def healthy(seed: int = 0, vary: Vary = PLAIN) -> Training:
 CASE = Case(
     words="a GRU recommender, reshuffled every epoch: its training metrics are best in the first quarter of each",
     cause="epochal-sawtooth",
+    also_true=("memorization-step",),  # in the first epochs every visit teaches a sample more than is forgotten
     sick=sick,
     healthy=healthy,
 )

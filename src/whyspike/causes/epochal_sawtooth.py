@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 FLAT = 0.2  # of the amplitude: less than that and the network did not move with the loss (causes.md A1)
 MOVES = 0.5  # more than that, and the network itself moves
 LEAST_RISE = 0.3  # epochs from the first quarter to the last: .75 for a reshuffle, 0 for a fixed order
+SURE = 0.001  # p of a wave that is spoken of, as of one that is an event (periods.WAVE_ALPHA)
+NOISY = 1.5  # times the wave, in nats: a single epoch's fall among the noise of its batches
 EXCLUDED = "80 to 120 %: it has no part in it"
 
 REVERSED, SWAPPED, REPLACED, CLIPPED = "reversed", "swapped", "with replacement", "clipped"
@@ -69,9 +71,10 @@ class EpochalSawtooth(Cause):
         from whyspike.pattern import quarters
 
         run = seen.run
-        events = [e for e in seen.events if e.is_wave and e.period == run.steps_per_epoch]
+        waves = [e for e in seen.events if e.is_wave and e.period == run.steps_per_epoch]
         shape = quarters(run)
-        if not events or shape is None or int(shape.argmin()) != 0 or int(shape.argmax()) != 3:
+        events = [*waves, *_at_the_drop(seen, waves)]
+        if not waves or shape is None or int(shape.argmin()) != 0 or int(shape.argmax()) != 3:
             return None
         evidence = [
             Evidence(
@@ -255,6 +258,23 @@ class EpochalSawtooth(Cause):
         return [ScratchCure(cure=fixed), ScratchCure(cure=replacement, make=_with_replacement)]
 
 
+def _at_the_drop(seen: Observation, waves: Sequence[Event]) -> list[Event]:
+    """The single events that are nothing but the wave's own fall where an epoch begins, seen once more."""
+    run, high = seen.run, max((e.reported or 1.0 for e in waves), default=1.0)
+    if run.index is None or not run.steps_per_epoch:
+        return []
+    near = max(2, run.steps_per_epoch // 8)
+    found = []
+    for event in seen.events:
+        if event.kind not in ("dip", "level-shift") or not event.reported or not high**-NOISY <= event.reported < 1:
+            continue
+        row = int(run.step.searchsorted(event.step))
+        index = int(run.index[min(row, len(run) - 1)])
+        if index < near or index >= run.steps_per_epoch - 2:
+            found.append(event)
+    return found
+
+
 def _with_replacement() -> Intervention:
     from whyspike.orders import WithReplacement
 
@@ -312,7 +332,7 @@ def _validation_wave(seen: Observation, name: str) -> tuple[np.ndarray, float] |
 def _dips(seen: Observation, name: str) -> bool:
     """Whether a validation loss is worse in the first half of the epoch than in the last quarter, beyond chance."""
     found = _validation_wave(seen, name)
-    return found is not None and found[1] <= 0.01 and bool(found[0][:2].mean() > 0 > found[0][3])
+    return found is not None and found[1] <= SURE and bool(found[0][:2].mean() > 0 > found[0][3])
 
 
 def _share(trials: Sequence[Trial], words: str) -> float | None:

@@ -1,0 +1,283 @@
+"""The third question, measured: `python benchmarks/third_question.py [--seeds 3] [--large]`.
+
+A next-item recommender whose training metric is best in the first quarter of every epoch. Trains it from scratch with
+the order of the data, the gradients, the optimizer or the network changed, one at a time, and prints what the four
+quarters of the epoch show in the training, on fixed training samples and in the validation. Then the loss of a sample
+against the time since it was last trained on; then the case, recorded, replayed and diagnosed; then the last batch of
+six that hides in the same picture. The seeds are none of those that the case and its causes were written on (0 to 5).
+Writes docs/benchmarks/third_question.md.
+
+`--large` also trains the sizes of the original question (50,000 samples in batches of 256; about 20 minutes).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from whyspike import orders
+from whyspike.case import find_case
+from whyspike.cases.gru_recommender import training
+from whyspike.pipeline import demo
+from whyspike.rerun import train
+from whyspike.seams import BASELINE, Intervention
+from whyspike.types import Diagnosis
+
+OUT = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "third_question.md"
+SKIP = 5  # epochs at the begin, where the loss falls most
+PROBE = 2048
+
+
+@dataclass(frozen=True)
+class Quarters:
+    """The four quarters of the epoch about the trend, mean over the epochs: [seeds, 4] each, nats or shares."""
+
+    train: np.ndarray
+    hits: np.ndarray
+    validation: np.ndarray
+    probe: np.ndarray
+    level: float  # of the last epoch's training loss
+
+    @property
+    def amplitude(self) -> float:
+        """Highest minus lowest quarter of the training loss, of the mean over the seeds."""
+        return float(np.ptp(self.train.mean(axis=0)))
+
+
+def folded(values: Sequence[float]) -> np.ndarray:
+    """Quarters about a centred mean over one epoch, mean over the epochs after the first ones, [4]."""
+    x = np.array(values)
+    trend = np.convolve(x, np.array([0.5, 1, 1, 1, 0.5]) / 4, mode="valid")
+    rest = np.concatenate([[np.nan] * 2, x[2:-2] - trend, [np.nan] * 2]).reshape(-1, 4)
+    found = np.nanmean(rest[SKIP:], axis=0)
+    return found - found.mean()
+
+
+def one(seed: int, make: Callable[[], Intervention], how: dict[str, Any]) -> tuple[np.ndarray, ...]:
+    """Train once; the four series at the quarters' ends, [epochs * 4] each."""
+    made = training(seed, **how)
+    data: Any = made.loader.dataset  # type: ignore[attr-defined]
+    size: int = made.loader.batch_size  # type: ignore[attr-defined]
+    rows = np.random.default_rng(0).choice(len(data), min(PROBE, len(data)), replace=False)
+    items, target = data.items[rows], data.target[rows]
+    intervention = make()
+    steps = -(-len(data) // size) if not isinstance(intervention, orders.Divisible) else len(data) // size
+    ends = {-(-steps // 4) * k for k in (1, 2, 3)} | {steps}
+    seen: list[dict[str, float]] = []
+    done = 0
+
+    def on_step() -> None:
+        nonlocal done
+        done += 1
+        if (done - 1) % steps + 1 in ends:
+            assert made.evaluate is not None
+            found = made.evaluate(made.model)
+            made.model.eval()
+            with torch.no_grad():
+                found["probe"] = float(F.cross_entropy(made.model(items), target))
+            made.model.train()
+            seen.append(found)
+
+    train(made, intervention, seed=seed, on_step=on_step)
+    return tuple(np.array([s[k] for s in seen]) for k in ("train_loss", "train_hr10", "val_loss", "probe"))
+
+
+def quarters(seeds: Sequence[int], make: Callable[[], Intervention], **how: Any) -> Quarters:
+    made = [one(seed, make, how) for seed in seeds]
+    columns = [np.array([folded(run[k]) for run in made]) for k in range(4)]
+    return Quarters(*columns, level=float(np.mean([run[0][-4:].mean() for run in made])))
+
+
+# --------------------------------------------------------------------------- the tables
+
+
+def cells(x: np.ndarray) -> str:
+    return " ".join(f"{v:+.3f}" for v in x.mean(axis=0))
+
+
+def row(words: str, found: Quarters, base: Quarters, expected: str) -> str:
+    share = found.amplitude / base.amplitude
+    return (
+        f"| {words} | {cells(found.train)} | {found.amplitude:.3f} | {share:.0%} | {expected} | {cells(found.hits)} | "
+        f"{cells(found.validation)} | {cells(found.probe)} | {found.level:.2f} |"
+    )
+
+
+HEAD = [
+    "| from scratch | training loss, quarters 1 2 3 4 | highest - lowest | of the first row | expected | "
+    "HR@10 in training | validation loss | loss on fixed training samples | last training loss |",
+    "|---|---|---|---|---|---|---|---|---|",
+]
+ARMS: list[tuple[str, Callable[[], Intervention], dict[str, Any], str]] = [
+    ("samples drawn with replacement", orders.WithReplacement, {}, "at most 10 %"),
+    ("the same order in every epoch", orders.FixedOrder, {}, "no sawtooth; what is left are the quarters' own samples"),
+    ("the order of the epoch before, shuffled in 10 blocks", orders.BlockReshuffle, {}, "the same"),
+    ("the order reversed in every epoch", orders.ReversedOrder, {}, "at least 125 %"),
+    ("quarters 1 2 3 4 in the order 2 1 4 3", orders.QuartersSwapped, {}, "two dips an epoch: first and third quarter"),
+    ("gradients clipped to 0.4 (half their median norm)", lambda: BASELINE, {"clip_grad_norm": 0.4}, "80 to 120 %"),
+    ("LayerNorm after the GRU", lambda: BASELINE, {"norm": True}, "80 to 120 %"),
+    ("Adam with beta2 = .9", lambda: BASELINE, {"betas": (0.9, 0.9)}, "80 to 120 %"),
+    ("Adam with beta1 = 0", lambda: BASELINE, {"betas": (0.0, 0.999)}, "no effect"),
+    ("lr 3e-3", lambda: BASELINE, {"lr": 0.003}, "smaller"),
+    ("lr 1e-3", lambda: BASELINE, {"lr": 0.001}, "smaller still"),
+]
+
+
+def scratch_table(seeds: Sequence[int]) -> list[str]:
+    base = quarters(seeds, lambda: BASELINE)
+    lines = [*HEAD, row("as asked: reshuffled every epoch, Adam, lr 1e-2", base, base, "")]
+    for words, make, how, expected in ARMS:
+        say(words)
+        lines.append(row(words, quarters(seeds, make, **how), base, expected))
+    flat = float(np.ptp(base.probe.mean(axis=0))) / base.amplitude
+    return [
+        *lines,
+        "",
+        f"The loss on {PROBE} fixed training samples moves by {flat:.0%} of what the training loss does (expected: at "
+        "most 10 %). Each number is a mean over the epochs after the fifth, about a centred mean over one epoch, and "
+        f"over the seeds {', '.join(map(str, seeds))}.",
+    ]
+
+
+def last_batch_table(seeds: Sequence[int]) -> list[str]:
+    """Two patterns of one period: each goes with a change of its own, and stays with the other's."""
+    how: dict[str, Any] = {"lr": 0.02, "betas": (0.0, 0.999)}
+    made = [
+        ("reshuffled, a last batch of 6", quarters(seeds, lambda: BASELINE, rest=6, **how)),
+        ("reshuffled, the last batch left out", quarters(seeds, orders.Divisible, rest=6, **how)),
+        ("with replacement, a last batch of 6", quarters(seeds, orders.WithReplacement, rest=6, **how)),
+        ("reshuffled, N divisible", quarters(seeds, lambda: BASELINE, **how)),
+        ("with replacement, N divisible", quarters(seeds, orders.WithReplacement, **how)),
+    ]
+    return [*HEAD, *(row(words, found, made[0][1], "") for words, found in made)]
+
+
+def large_table(seed: int) -> list[str]:
+    how: dict[str, Any] = {"n": 195 * 256, "batch_size": 256, "hidden": 64, "n_items": 1000}
+    made = []
+    for words, make, more in (
+        ("as asked", lambda: BASELINE, {"rest": 80}),
+        ("with replacement", orders.WithReplacement, {"rest": 80}),
+        (
+            "beta1 = 0, a last batch of 80 before the fourth evaluation",
+            lambda: BASELINE,
+            {"rest": 80, "betas": (0.0, 0.999)},
+        ),
+        ("beta1 = 0, N divisible", lambda: BASELINE, {"betas": (0.0, 0.999)}),
+    ):
+        say(f"large: {words}")
+        made.append((words, quarters([seed], make, **how, **more)))
+    return [*HEAD, *(row(words, found, made[0][1], "") for words, found in made)]
+
+
+def diagnosis_lines(made: Diagnosis, took: float, title: str) -> list[str]:
+    lines = [
+        f"## {title}: {made.answer.status}, {made.answer.cause} ({took:.0f} s of one core)",
+        "",
+        made.answer.sentence,
+        "",
+    ]
+    lines += ["| verdict | harm | evidence | observed | expected | p |", "|---|---|---|---|---|---|"]
+    for verdict in made.verdicts:
+        if verdict.outcome == "refuted":
+            continue
+        for e in verdict.evidence:
+            p = "" if e.p_value is None else f"{e.p_value:.2g}"
+            name = f"{verdict.outcome}[{verdict.cause}]"
+            lines.append(f"| {name} | {verdict.harm} | {e.statement} | {e.observed} | {e.expected} | {p} |")
+    lines += [
+        "",
+        "| replayed from the epoch's boundary or the step | pairs | mean excess | removed |",
+        "|---|---|---|---|",
+    ]
+    for verdict in made.verdicts:
+        for arm in verdict.arms:
+            removed = "" if arm.share_removed is None else f"{arm.share_removed:.0%}"
+            lines.append(
+                f"| {verdict.cause}: {arm.arm}, {arm.words} | {arm.n} | {np.mean(arm.excess):.3f} | {removed} |"
+            )
+    return [*lines, ""]
+
+
+def gap_lines(seed: int) -> list[str]:
+    """The loss against the time since a sample was last trained on, of one recorded run of the case."""
+    from whyspike import gaps
+    from whyspike.epochs import Epochs
+    from whyspike.readers import read
+    from whyspike.record import watch
+    from whyspike.replay import Subject
+    from whyspike.rerun import train_recorded
+
+    made = training(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        recorder = watch(made.model, made.optimizer, loss_fn=made.loss_fn, path=Path(folder) / "run")
+        with recorder as rec:
+            train_recorded(made, rec)
+        run = read(Path(folder) / "run")
+        subject = Subject.of(recorder, run)
+        assert subject is not None
+        with subject.kept():
+            looked = gaps.look(Epochs(subject))
+        assert looked is not None
+        found = gaps.curve(looked, run)
+    assert found is not None
+    law = gaps.quarter_gaps(run)
+    assert law is not None
+    return [
+        f"Mean time since a sample was last trained on, quarters 1 to 4: {', '.join(f'{g:.2f}' for g in law)} epochs "
+        "(expected for a reshuffle: 0.63, 0.88, 1.13, 1.38).",
+        "",
+        f"At frozen weights ({found.states} states of {found.clusters} epochs), the loss of a training sample grows by "
+        f"{found.slope:+.2f} nats per epoch since it was last trained on (95 % {found.interval[0]:+.2f} to "
+        f"{found.interval[1]:+.2f}):",
+        "",
+        "| epochs since | " + " | ".join(f"{g:.2f}" for g in found.gap) + " |",
+        "|---|" + "---|" * len(found.gap),
+        "| loss, nats | " + " | ".join(f"{v:+.2f}" for v in found.loss) + " |",
+        "",
+        f"Predicted from both for the quarters: {cells(found.predicted[None])}; observed: "
+        f"{cells(found.observed[None])}; that is {found.explained:.0%} of it. The rest is what a sample's own visits "
+        "have taught: every sample of an epoch has been seen equally often, and once more than in the epoch before.",
+    ]
+
+
+def say(words: str) -> None:
+    print(f"\r{words[:76]:<76}", end="", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--large", action="store_true")
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    seeds = list(range(100, 100 + chosen.seeds))
+    lines = ["# The third question, measured", "", "`python benchmarks/third_question.py`", ""]
+    lines += ["## The four quarters of the epoch", "", *scratch_table(seeds), ""]
+    lines += ["## The loss against the time since the last visit", "", *gap_lines(seeds[0]), ""]
+    for name, title in (("gru-recommender", "The case"), ("gru-last-batch", "With a last batch of six")):
+        for seed in seeds:
+            started = time.process_time()
+            made = demo(find_case(name), seed=seed, progress=lambda words, done: say(words))
+            lines += diagnosis_lines(made, time.process_time() - started, f"{title}, seed {seed}")
+    lines += ["## Two patterns of one period", "", *last_batch_table(seeds), ""]
+    if chosen.large:
+        lines += ["## At the sizes of the question (one seed)", "", *large_table(seeds[0]), ""]
+    text = "\n".join(lines)
+    OUT.parent.mkdir(parents=True, exist_ok=True)
+    OUT.write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
