@@ -53,6 +53,25 @@ class Reshuffle(Order):
         return at.rng.permutation(drawn)
 
 
+class Turned(Order):
+    """The drawn order, begun half way."""
+
+    def __init__(self, words: str = "the same order, begun half way") -> None:
+        self.words = words
+
+    def arrange(self, at: EpochContext, drawn: np.ndarray) -> np.ndarray:
+        return np.roll(drawn, -(len(drawn) // 2))
+
+
+class InsideBatches(Intervention):
+    """Every batch with its own samples in another order: a placebo, for losses that are means over the batch."""
+
+    words = "the samples shuffled inside each batch"
+
+    def order(self, at: EpochContext, ids: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+        return [at.rng.permutation(batch) for batch in ids]
+
+
 class ThroughBuffer(Order):
     """The samples by their ids, through a shuffle buffer: it hands out a random sample of those it holds."""
 
