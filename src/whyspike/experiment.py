@@ -15,6 +15,7 @@ import numpy as np
 from whyspike.cause import Cause, Observation
 from whyspike.epoch_experiment import EpochExperiment
 from whyspike.errors import NotReplayable
+from whyspike.everychange import every_change
 from whyspike.excess import Measure, excess, jump
 from whyspike.periods import occurrences
 from whyspike.profile import Profile, Profiler
@@ -49,10 +50,11 @@ class Experiment:
 
     Args:
         most: pairs at most.
+        full: replay every change that there is, also where a verdict does not need it.
     """
 
-    def __init__(self, subject: Subject, seen: Observation, *, most: int = PAIRS) -> None:
-        self.subject, self.seen, self.most = subject, seen, most
+    def __init__(self, subject: Subject, seen: Observation, *, most: int = PAIRS, full: bool = False) -> None:
+        self.subject, self.seen, self.most, self.full = subject, seen, most, full
         self._done: dict[tuple[int, str, str], Replayed] = {}
         self._pairs: dict[tuple[str, ...], list[Pair]] = {}
         self._epochs: EpochExperiment | None = None
@@ -207,14 +209,17 @@ class Experiment:
             if self._epochs is None:
                 self._epochs = EpochExperiment(self.subject)
             return self._epochs.trials(cause, suspicion, self.seen, progress)
-        pairs = self.pairs(suspicion.events, cause)
+        pairs = self.pairs(self._replayed(cause, suspicion.events), cause)
         if not pairs:
             return ()
         if cause.one_event:
             pairs = pairs[:1]
         measure = self.measure_of(cause, suspicion.events)
         draw = Draws(self.subject)
-        interventions = cause.interventions(self.seen, draw)
+        interventions = list(cause.interventions(self.seen, draw))
+        if self.full and interventions:
+            own = {i.words for i in interventions}
+            interventions += [i for i in every_change(self.seen, self.subject) if i.words not in own]
         placebo = cause.placebo(self.seen, draw) if interventions else None  # beside nothing it would say nothing
         arms: list[tuple[ArmName, Intervention]] = [
             ("baseline", BASELINE),
@@ -237,6 +242,11 @@ class Experiment:
                 drawn = replace(first, number=first.number + 1 + k, redraw=k)
                 made += [self._trial(cause, "placebo", placebo, drawn, measure, horizon=_needed(first.event, measure))]
         return tuple(made)
+
+    def _replayed(self, cause: Cause, event_ids: Sequence[str]) -> tuple[str, ...]:
+        """The events that the cause is proven on: where the network decides, those in which it moved."""
+        moved = [i for i in event_ids if (self.seen.event(i).state or 0.0) >= VISIBLE]
+        return tuple(moved if cause.measure in ("state", "growth") and moved else event_ids)
 
     def _trial(
         self,
