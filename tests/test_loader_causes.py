@@ -7,10 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_sampling import batched, run_of
+from test_sampling import batched, buffered, run_of
 
 from whyspike.cause import Observation, find
 from whyspike.interventions import CopyOthers, DropCopies, LeaveCopiesOut, ReadSamples, ReplaceCopies
+from whyspike.orders import InsideBatches, ThroughBuffer, Turned
 from whyspike.reread import SameDraws
 from whyspike.seams import EpochContext, StepContext
 from whyspike.types import Event, Exponent, Run
@@ -325,3 +326,93 @@ def test_the_intervention_gives_new_samples_where_old_ones_were_drawn_again():
         assert intervention.batch(step_at(step), "the batch") == "the batch"
         assert placebo.batch(step_at(step), "the batch") == "the batch"
     assert cause.moments(seen, seen.events) == [5]
+
+
+# --------------------------------------------------------------------------- shuffle-buffer, fixed-order
+
+
+def in_order(kind: str, epochs: int = 6, n: int = 400) -> Observation:
+    """Epochs of 50 batches of 8, shuffled, through a buffer, or always the same; a wave over the epoch."""
+    rng = np.random.default_rng(0)
+    fixed = buffered(n, 40, rng)
+    make = {
+        "shuffled": lambda: rng.permutation(n),
+        "buffer": lambda: buffered(n, 40, rng),
+        "fixed": lambda: fixed,
+        "unknown": lambda: rng.permutation(n),
+    }[kind]
+    run = run_of([batched(make()) for _ in range(epochs)], size=n)
+    steps = n // SIZE
+    index = np.arange(len(run)) % steps
+    loss = np.exp(0.5 * np.cos(np.pi * index / steps) + 0.02 * rng.standard_normal(len(run)))
+    run = replace(
+        run, loss=loss, index=index, steps_per_epoch=steps, batch_size=SIZE, n_samples=np.full(len(run), SIZE)
+    )
+    if kind == "unknown":
+        run = replace(run, sample_ids=None)
+    event = Event(id="e1", kind="periodic", step=steps, last_step=len(run) - 1, period=steps, reported=1.6)
+    return Observation(run=run, events=(event,))
+
+
+@pytest.mark.parametrize(
+    ("kind", "buffer", "fixed"),
+    [
+        ("shuffled", None, None),
+        ("buffer", "likely", None),
+        ("fixed", None, "likely"),
+        ("unknown", "untested", None),
+    ],
+)
+def test_the_order_of_the_samples_tells_a_buffer_from_a_fixed_order(kind, buffer, fixed):
+    seen = in_order(kind)
+    assert outcome("shuffle-buffer", seen) == buffer
+    assert outcome("fixed-order", seen) == fixed
+
+
+def test_unknown_ids_are_asked_for():
+    suspicion = find("shuffle-buffer").signature(in_order("unknown"))
+    assert suspicion is not None
+    assert "map-style dataset" in (suspicion.reason or "")
+    falling = in_order("unknown")
+    falling = replace(falling, run=replace(falling.run, loss=1 / falling.run.loss))
+    assert outcome("shuffle-buffer", falling) is None
+
+
+def test_a_buffer_is_named_with_its_size():
+    seen = in_order("buffer")
+    assert "buffer of about 40 samples" in find("shuffle-buffer").sentence(seen, seen.events)
+
+
+def test_a_fixed_order_is_proven_by_its_ids_and_not_blamed_for_a_smaller_batch():
+    seen = in_order("fixed")
+    suspicion = find("fixed-order").signature(seen)
+    assert suspicion is not None
+    assert suspicion.identity
+    steps = seen.run.steps_per_epoch or 0
+    last = replace(seen.events[0], step=steps - 1)
+    assert outcome("fixed-order", replace(seen, events=(last,))) == "likely"
+    n_samples = np.where(seen.run.index == steps - 1, 2, SIZE)
+    assert outcome("fixed-order", replace(seen, events=(last,), run=replace(seen.run, n_samples=n_samples))) is None
+
+
+def at_epoch(seed: int = 0) -> EpochContext:
+    return EpochContext(epoch=1, batch_size=SIZE, previous=(), rng=np.random.default_rng(seed))
+
+
+def test_another_draw_of_a_buffer_is_one_of_the_same_size():
+    drawn = [np.array(b) for b in batched(buffered(400, 40, np.random.default_rng(0)))]
+    again = ThroughBuffer(40).order(at_epoch(), drawn)
+    assert [len(b) for b in again] == [len(b) for b in drawn]
+    flat = np.concatenate(again)
+    assert sorted(flat.tolist()) == list(range(400))
+    assert 36 <= int((flat - np.arange(400)).max()) + 1 <= 40
+    assert np.concatenate(ThroughBuffer(1).order(at_epoch(), drawn)).tolist() == list(range(400))
+    whole = np.concatenate(ThroughBuffer(1000).order(at_epoch(), drawn))
+    assert sorted(whole.tolist()) == list(range(400))
+
+
+def test_an_order_is_begun_half_way_or_shuffled_inside_its_batches():
+    drawn = [np.array([0, 1, 2, 3]), np.array([4, 5, 6, 7])]
+    assert [b.tolist() for b in Turned().order(at_epoch(), drawn)] == [[4, 5, 6, 7], [0, 1, 2, 3]]
+    inside = InsideBatches().order(at_epoch(), drawn)
+    assert [sorted(b.tolist()) for b in inside] == [b.tolist() for b in drawn]

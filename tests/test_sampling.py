@@ -80,6 +80,8 @@ def test_a_buffer_leaves_samples_near_their_place():
     assert 0 < found.displacement < BUFFERED
     assert found.rank_correlation is not None
     assert found.rank_correlation > 0.95
+    assert found.buffer is not None
+    assert 95 <= found.buffer <= 100
 
 
 def test_the_order_of_the_file_has_no_displacement_and_repeats():

@@ -53,6 +53,43 @@ class Reshuffle(Order):
         return at.rng.permutation(drawn)
 
 
+class Turned(Order):
+    """The drawn order, begun half way."""
+
+    def __init__(self, words: str = "the same order, begun half way") -> None:
+        self.words = words
+
+    def arrange(self, at: EpochContext, drawn: np.ndarray) -> np.ndarray:
+        return np.roll(drawn, -(len(drawn) // 2))
+
+
+class InsideBatches(Intervention):
+    """Every batch with its own samples in another order: a placebo, for losses that are means over the batch."""
+
+    words = "the samples shuffled inside each batch"
+
+    def order(self, at: EpochContext, ids: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+        return [at.rng.permutation(batch) for batch in ids]
+
+
+class ThroughBuffer(Order):
+    """The samples by their ids, through a shuffle buffer: it hands out a random sample of those it holds."""
+
+    def __init__(self, buffer: int) -> None:
+        self.buffer = max(1, buffer)
+        self.words = f"the file through another draw of a buffer of {self.buffer} samples"
+
+    def arrange(self, at: EpochContext, drawn: np.ndarray) -> np.ndarray:
+        source = np.sort(drawn)
+        held, rest = source[: self.buffer].copy(), source[self.buffer :]
+        places = at.rng.integers(len(held), size=len(rest)) if len(held) else []
+        out = []
+        for place, coming in zip(places, rest, strict=True):
+            out.append(held[place])
+            held[place] = coming
+        return np.concatenate([np.array(out, dtype=np.int64), at.rng.permutation(held)])
+
+
 class WithReplacement(Order):
     """Every sample drawn from all of them. The gap has forgotten the phase once a whole epoch was drawn like this."""
 

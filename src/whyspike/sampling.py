@@ -103,6 +103,20 @@ class Sampling:
         ]
         return float(np.mean(found)) if found else None
 
+    @cached_property
+    def buffer(self) -> int | None:
+        """Samples of the buffer that the ids would have been shuffled in: how early one of them came, at most.
+
+        A sample leaves a buffer of b no more than b - 1 places before its own in the file, and over a whole pass one
+        of them comes close to that. For a full shuffle it is about the whole epoch. None without a whole pass.
+        """
+        earliest = [
+            int((np.unique(p.ids, return_inverse=True)[1] - np.arange(len(p.ids))).max())
+            for p in self.whole
+            if len(p.ids)
+        ]
+        return max(earliest) + 1 if earliest else None
+
     def _places(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for one in self.whole:
             if len(one.ids):
