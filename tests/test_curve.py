@@ -95,6 +95,12 @@ def test_a_sawtooth_is_no_staircase() -> None:
     assert find_staircase(run_of(noise(1200) + 0.4 * (t % 300) / 300, 300.0)) is None
 
 
+def test_a_sawtooth_that_hides_in_the_fall_of_the_first_epochs_is_no_staircase() -> None:
+    t = np.arange(20 * 80) / 80
+    falling = 3.0 * np.exp(-t / 3) + 0.3 * (t % 1.0 - 0.5) + noise(len(t))
+    assert find_staircase(run_of(falling, 80)) is None
+
+
 def test_a_cut_of_the_learning_rate_is_no_staircase() -> None:
     y = stairs(4, 200.0, 0.4)
     run = run_of(y, 200.0)

@@ -61,6 +61,10 @@ def _healthy(seen: Observation) -> str:
     thinned = isinstance(every, int) and int(seen.run.step[-1] - seen.run.step[0]) >= 2 * len(seen.run)
     steps = f"{len(seen.run):,} logged values" if thinned else f"{len(seen.run)} steps"
     said = f"Nothing is wrong: over {steps}{size}, the loss shows no spike, dip or shift beyond its own noise."
+    if seen.run.facts.get("objective"):
+        said += (
+            " But the objective moves by itself (two players, or a policy), so that its loss is no measure of progress."
+        )
     if seen.exponent is not None and abs(seen.exponent.alpha) > EXACT:
         said += (
             f" But it depends on the batch size (exponent {seen.exponent.alpha:+.2f}, 0 for a mean), and so does the "
@@ -126,6 +130,8 @@ def _harm(verdict: Verdict, events: Sequence[Event]) -> str:
         return f"It damages the network{worst}."
     if verdict.silent:
         return "No event of this loss shows it."
+    if not states and not verdict.arms:
+        return "Whether the network moves with it, this record does not say."
     return "Only the plotted number moves; the network does not."
 
 

@@ -97,6 +97,20 @@ def versions(batch: Any) -> tuple[int, ...]:
     return tuple(found)
 
 
+def equal(a: Any, b: Any) -> bool:
+    """Whether two batches hold the same, bit for bit."""
+    if a is b:
+        return True
+    (tree, ours), (other, theirs) = flatten(a), flatten(b)
+    return tree == other and all(_same(ours[k], theirs[k]) for k in ours)
+
+
+def _same(x: Any, y: Any) -> bool:
+    if is_tensor(x):
+        return x.shape == y.shape and x.dtype == y.dtype and bool((x == y).all())
+    return np.array_equal(x, y)
+
+
 def n_bytes(batch: Any) -> int:
     """Memory of all tensors and arrays, in bytes."""
     found: list[int] = []

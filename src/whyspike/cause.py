@@ -27,9 +27,11 @@ if TYPE_CHECKING:
     from whyspike.gaps import GapCurve
     from whyspike.periods import PeriodResult
     from whyspike.plotted import Plotted
-    from whyspike.reread import Repeats
+    from whyspike.profile import Profile
+    from whyspike.reread import SameDraws
     from whyspike.sampling import Sampling
     from whyspike.seams import Intervention
+    from whyspike.terms import Terms
 
 Draw = Callable[[int], Any]
 
@@ -74,9 +76,10 @@ class Observation:
     exponent: Exponent | None = None
     units: Units | None = None
     batch_null: Mapping[str, float] = field(default_factory=dict)  # event id → p of the batch-mean null
+    profiles: Mapping[str, Profile] = field(default_factory=dict)  # by event id, of the network's own spikes
     periods: tuple[PeriodResult, ...] = ()  # tests of the periods that the run has by itself, the epoch first
     reread: Mapping[int, float] = field(default_factory=dict)  # step → share of its samples that read the same again
-    repeats: Repeats | None = None  # of a loader that draws at random: whether its epochs are the same
+    same_draws: SameDraws | None = None  # of a loader that draws at random: whether its epochs are the same
     replayable: bool = False  # model, loss_fn and capsules are at hand
     gaps: GapCurve | None = None  # how a sample's loss depends on when it was last trained on; for waves over the epoch
     curve: Curve | None = None  # the patterns of the curve; None where nobody looked
@@ -95,6 +98,13 @@ class Observation:
         from whyspike.plotted import plotted
 
         return plotted(self.run)
+
+    @cached_property
+    def terms(self) -> Terms | None:
+        """The logged numbers that add up to the loss; None when they do not."""
+        from whyspike.terms import terms
+
+        return terms(self.run)
 
     def event(self, event_id: str) -> Event:
         return next(e for e in self.events if e.id == event_id)
@@ -124,7 +134,7 @@ class Observation:
 
 def is_on_last_batch(run: Run, event: Event) -> bool:
     """Whether an event begins on the last step of an epoch."""
-    if run.index is None or not run.steps_per_epoch:
+    if run.index is None or not run.steps_per_epoch or run.steps_per_epoch < 2:
         return False
     row = int(run.step.searchsorted(event.step))
     return row < len(run) and int(run.index[row]) == run.steps_per_epoch - 1

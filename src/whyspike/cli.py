@@ -95,9 +95,10 @@ def demo(
     return 0
 
 
-@app.command
+@app.command(usage="Usage: whyspike diagnose [OPTIONS] PATH [OTHER]")
 def diagnose(
     path: PathOrDash,
+    other: PathOrDash | None = None,
     /,
     *,
     loss: str | None = None,
@@ -112,6 +113,7 @@ def diagnose(
 
     Args:
         path: the folder of a recorded run, or a log; - is standard input.
+        other: a second run to compare it with: do they wiggle and spike at the same steps?
         loss: the column of the log that holds the loss; without it, the one that is called so.
         steps_per_epoch: optimizer updates in an epoch, where the log does not say.
         batch_size: samples in an update, where the log does not say.
@@ -132,10 +134,16 @@ def diagnose(
     asked = Asked(loss=loss, steps_per_epoch=steps_per_epoch, batch_size=batch_size, dataset_size=dataset_size)
     with Progress() as progress:
         made = pipeline.diagnose_all(path, asked, progress=progress)
+        compared = None
+        if other is not None:
+            made = (made[-1], pipeline.diagnose_all(other, asked, progress=progress)[-1])
+            from whyspike.compare import compare
+
+            compared = compare(*made)
     for diagnosis in made:
         if diagnosis.record is not None and "reader_says" in diagnosis.record.facts:
             say(described(diagnosis.record))
-    put_diagnoses(made, choose(format, output), output, force=force)
+    put_diagnoses(made, choose(format, output), output, compared, force=force)
     return max(map(exit_code, made))
 
 

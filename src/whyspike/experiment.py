@@ -17,6 +17,7 @@ from whyspike.epoch_experiment import EpochExperiment
 from whyspike.errors import NotReplayable
 from whyspike.excess import Measure, excess, jump
 from whyspike.periods import occurrences
+from whyspike.profile import Profile, Profiler
 from whyspike.replay import HORIZON, Draws, Replayed, Subject, Window
 from whyspike.seams import BASELINE, Intervention
 from whyspike.types import ArmName, Event, Suspicion, Trial
@@ -26,6 +27,8 @@ LEAST_PAIRS = 8
 PROFILE_PAIRS = 6  # for the interventions beside the deciding one: their numbers describe, they do not decide
 PLACEBO_DRAWS = 99  # for a single event: the smallest p is 1 / 100
 MOST_LATE = 3  # steps between a damaging step and the first plotted loss above the line
+RISE = 14  # steps that the network may rise before a spike of its own is seen, in a probe every 4 steps
+LEAD = 12  # steps before an event at which its replays begin: what sets it off may lie 10 steps before (experiment Q2)
 VISIBLE = 1.1  # a state factor below it is no damage (the contract's line between cosmetic and damaging)
 
 Progress = Callable[[str, float], None]
@@ -53,6 +56,7 @@ class Experiment:
         self._done: dict[tuple[int, str, str], Replayed] = {}
         self._pairs: dict[tuple[str, ...], list[Pair]] = {}
         self._epochs: EpochExperiment | None = None
+        self._lead = LEAD + RISE  # until the events are where they begin
 
     # ------------------------------------------------------------------ which pairs
 
@@ -79,9 +83,11 @@ class Experiment:
             steps = [(event, step) for event, step in steps if not event.is_wave]  # EpochExperiment replays those
         for event, step in steps:
             try:
-                windows.append((event, self.subject.window(step, before=moments is not None)))
+                window = self.subject.window(step, before=moments is not None)
             except NotReplayable:
                 continue
+            whole = bool(event.period) or moments is not None
+            windows.append((event, window if whole else self.subject.begun(window, self._lead)))
         # Early epochs differ most from the rest: keep an even spread over the run when there are too many.
         if len(windows) > self.most:
             windows = [windows[int(k)] for k in np.linspace(0, len(windows) - 1, self.most)]
@@ -120,10 +126,31 @@ class Experiment:
             factor, _ = self.state_factor((event.id,))
             late = self._steps_late((event.id,)) if factor is not None else 0
             events.append(event if factor is None else _moved(event, late, factor))
-        if any(a.step != b.step for a, b in zip(events, self.seen.events, strict=True)):
-            self._pairs.clear()
-            self._done.clear()
+        self._lead = LEAD
+        self._pairs.clear()
+        self._done.clear()
         self.seen = replace(self.seen, events=tuple(events))
+        return self.seen
+
+    def profile(self, progress: Progress | None = None) -> Observation:
+        """Profile the spikes of the network: the observation with their kinds, and what set them off by name.
+
+        An event that one batch carries begins with that batch.
+        """
+        moved = [e for e in self.seen.events if e.kind == "spike" and not e.period and (e.state or 0) >= VISIBLE]
+        if len(moved) > self.most:
+            moved = [moved[int(k)] for k in np.linspace(0, len(moved) - 1, self.most)]
+        profiler, found = Profiler(self), {}
+        for done, event in enumerate(moved):
+            if progress:
+                progress(f"looking for what sets event {event.id} off", done / len(moved))
+            made = profiler.profile(event)
+            if made is not None:
+                found[event.id] = made
+        events = tuple(_begun_by(e, found[e.id]) if e.id in found else e for e in self.seen.events)
+        self._pairs.clear()
+        self._done.clear()
+        self.seen = replace(self.seen, events=events, profiles=found)
         return self.seen
 
     def _steps_late(self, event_ids: Sequence[str]) -> int:
@@ -132,16 +159,19 @@ class Experiment:
         A loss is computed before the update of its own step, so that a step which damages the network shows in the
         plot one step later. The event begins with the step after which the probe loss is up.
         """
+        alone = not any(self.seen.event(i).period for i in event_ids)
+        most = RISE if alone and self.seen.run.facts.get("dense_probe") else MOST_LATE
+        line = np.where(np.arange(most) < MOST_LATE, VISIBLE**0.5, VISIBLE)
         before: list[list[float]] = []
         for pair in self.pairs(event_ids):
             if pair.redraw is None:
                 made = self.replay(pair, BASELINE)
-                onset, level = _onset(made), _state_reference(made)
-                rises = [made.state[onset - k] / level if k <= onset else 0.0 for k in range(1, MOST_LATE + 1)]
+                onset, level = onset_of(made), level_before(made)
+                rises = [made.state[onset - k] / level if k <= onset else 0.0 for k in range(1, most + 1)]
                 before.append(rises)
-        typical = np.median(np.array(before), axis=0) if before else np.zeros(MOST_LATE)
+        typical = np.median(np.array(before), axis=0) if before else np.zeros(most)
         # A growing bump begins lower than it is seen: half way, in logarithms.
-        return int(np.argmin(np.append(typical >= VISIBLE**0.5, False)))
+        return int(np.argmin(np.append(typical >= line, False)))
 
     def state_factor(self, event_ids: Sequence[str]) -> tuple[float | None, int]:
         """How the baseline moves the probe loss.
@@ -154,7 +184,7 @@ class Experiment:
             if pair.redraw is not None:
                 continue
             made = self.replay(pair, BASELINE)
-            onset, before = _onset(made), _state_reference(made)
+            onset, before = onset_of(made), level_before(made)
             after = np.asarray(made.state[onset:])
             peaks.append(float(np.max(after) / before) if before > 0 else np.nan)
             lengths.append(int(np.sum(after >= VISIBLE * before)))
@@ -200,9 +230,10 @@ class Experiment:
                 made += [self._trial(cause, arm, intervention, pair, measure)]
         if len(pairs) == 1 and placebo is not None:
             first = pairs[0]
-            for k in range(PLACEBO_DRAWS):
+            draws = PLACEBO_DRAWS if not suspicion.identity else LEAST_PAIRS  # an identity needs no p-value
+            for k in range(draws):
                 if progress and k % 10 == 0:
-                    progress(f"replaying {cause.id}: placebo draw {k + 1} of {PLACEBO_DRAWS}", k / PLACEBO_DRAWS)
+                    progress(f"replaying {cause.id}: placebo draw {k + 1} of {draws}", k / draws)
                 drawn = replace(first, number=first.number + 1 + k, redraw=k)
                 made += [self._trial(cause, "placebo", placebo, drawn, measure, horizon=_needed(first.event, measure))]
         return tuple(made)
@@ -217,11 +248,9 @@ class Experiment:
         horizon: int = HORIZON,
     ) -> Trial:
         made = self.replay(pair, intervention, horizon)
-        onset = _onset(made)
-        if measure == "deviation":
-            measure = "dip" if (pair.event.reported or 1.0) < 1.0 else "reported"
+        onset = onset_of(made)
         reported_reference = _reported_reference(self.seen, made.event_step)
-        state_reference = _state_reference(made)
+        state_reference = level_before(made)
         recorded = arm == "baseline" and pair.redraw is None
         return Trial(
             cause=cause.id,
@@ -244,15 +273,19 @@ class Experiment:
                 length=1 if pair.event.period else pair.event.last_step - pair.event.step + 1,
                 reported_reference=reported_reference,
                 state_reference=state_reference,
-                direction=_direction(self.seen, made.event_step) if measure == "jump" else 1.0,
+                direction=_direction(self.seen, measure, pair.event, made.event_step),
             ),
             reproduced=made.reproduced if recorded else None,
             noise=made.noise if recorded else None,
         )
 
 
-def _direction(seen: Observation, step: int) -> float:
-    """-1.0 where the recorded loss falls at a step, else 1.0."""
+def _direction(seen: Observation, measure: Measure, event: Event, step: int) -> float:
+    """-1.0 where an excess is counted downwards: where the record falls at a step, or an event lies below its level."""
+    if measure == "deviation":
+        return -1.0 if (event.reported or 1.0) < 1.0 else 1.0
+    if measure != "jump":
+        return 1.0
     row = int(np.searchsorted(seen.run.step, step))
     return -1.0 if jump(seen.run.loss.tolist()[: row + 64], row, _reported_reference(seen, step)) < 0 else 1.0
 
@@ -268,16 +301,25 @@ def _moved(event: Event, late: int, factor: float) -> Event:
 def _needed(event: Event, measure: Measure) -> int:
     """Steps after the event that the measure looks at: the logged loss counts on the event's own steps alone."""
     own = 1 if event.period else event.last_step - event.step + 1
-    return min(HORIZON, own) if measure in ("reported", "dip") else HORIZON
+    return min(HORIZON, own) if measure in ("reported", "dip", "height", "deviation") else HORIZON
 
 
-def _onset(made: Replayed) -> int:
+def _begun_by(event: Event, profile: Profile) -> Event:
+    """The event from the batch on that carries it, with the sample that does."""
+    if profile.kind not in ("one batch", "one sample") or profile.batch_step is None:
+        return event
+    ids = (str(profile.sample),) if profile.kind == "one sample" and profile.sample_known else event.sample_ids
+    return replace(event, step=profile.batch_step, last_step=max(event.last_step, profile.batch_step), sample_ids=ids)
+
+
+def onset_of(made: Replayed) -> int:
+    """The position of the event's step in the replay."""
     return made.event_step - made.first_step
 
 
-def _state_reference(made: Replayed) -> float:
+def level_before(made: Replayed) -> float:
     """Probe loss before the event: the median of the window's steps before it, and of the capsule's own state."""
-    return float(np.median([made.state_before, *made.state[: _onset(made)]]))
+    return float(np.median([made.state_before, *made.state[: onset_of(made)]]))
 
 
 def _reported_reference(seen: Observation, step: int) -> float:

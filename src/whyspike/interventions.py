@@ -1,7 +1,7 @@
 """The changes that an experiment makes, one seam each. Every class says in `words` what it does.
 
 `where` chooses the steps: "event" (the steps the experiment aims at), "onward" (these and all that follow), "control"
-(the ordinary full-size step before them, which placebos use) or "always".
+(the ordinary full-size step before them, which placebos use), "always", or so many steps from the event's.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from whyspike import batches
 from whyspike.boundary import Boundary, Part
 from whyspike.seams import EpochContext, Intervention, StepContext
 
-Where = Literal["event", "onward", "control", "partial", "always"]
+Where = Literal["event", "onward", "control", "partial", "always"] | int
 Draw = Callable[[int], Any]  # draw(n) returns a batch of n other training samples
 Copies = Callable[[int], Sequence[int]]  # copies(step) returns the rows of its batch that repeat another row's sample
 
 
-def _acts(where: Where, at: StepContext) -> bool:
+def acts(where: Where, at: StepContext) -> bool:
+    """Whether an intervention acts on this step."""
     if where == "event":
         return at.is_event
     if where == "onward":
@@ -32,7 +33,9 @@ def _acts(where: Where, at: StepContext) -> bool:
         return at.is_control
     if where == "partial":
         return at.n_samples < at.batch_size
-    return True
+    if where == "always":
+        return True
+    return at.event_step is not None and at.step == at.event_step + where
 
 
 class LeaveOut(Intervention):
@@ -43,7 +46,7 @@ class LeaveOut(Intervention):
         self.where: Where = where
 
     def boundary(self, at: StepContext, boundary: Boundary) -> Boundary:
-        return boundary.without(*self.parts) if _acts(self.where, at) else boundary
+        return boundary.without(*self.parts) if acts(self.where, at) else boundary
 
 
 class RescaleLoss(Intervention):
@@ -54,7 +57,7 @@ class RescaleLoss(Intervention):
         self.where: Where = where
 
     def loss(self, at: StepContext, loss: torch.Tensor) -> torch.Tensor:
-        return loss * self.factor(at) if _acts(self.where, at) else loss
+        return loss * self.factor(at) if acts(self.where, at) else loss
 
 
 class SkipBatch(Intervention):
@@ -65,7 +68,7 @@ class SkipBatch(Intervention):
         self.where: Where = where
 
     def batch(self, at: StepContext, batch: Any) -> Any | None:
-        return None if _acts(self.where, at) else batch
+        return None if acts(self.where, at) else batch
 
 
 class FillBatch(Intervention):
@@ -83,7 +86,7 @@ class FillBatch(Intervention):
 
     def batch(self, at: StepContext, batch: Any) -> Any:
         missing = (self.size or at.batch_size) - batches.size(batch)
-        if not _acts(self.where, at) or missing <= 0:
+        if not acts(self.where, at) or missing <= 0:
             return batch
         return batches.concat([batch, self.draw(missing)])
 
@@ -96,7 +99,7 @@ class ReplaceSamples(Intervention):
         self.where: Where = where
 
     def batch(self, at: StepContext, batch: Any) -> Any:
-        return self.draw(batches.size(batch)) if _acts(self.where, at) else batch
+        return self.draw(batches.size(batch)) if acts(self.where, at) else batch
 
 
 class ReplaceCopies(Intervention):
@@ -113,7 +116,7 @@ class ReplaceCopies(Intervention):
         self.where: Where = where
 
     def batch(self, at: StepContext, batch: Any) -> Any:
-        copies = self.copies(at.step) if _acts(self.where, at) else ()
+        copies = self.copies(at.step) if acts(self.where, at) else ()
         if not len(copies):
             return batch
         n = batches.size(batch)
@@ -132,7 +135,7 @@ class DropCopies(Intervention):
         self.where: Where = where
 
     def batch(self, at: StepContext, batch: Any) -> Any:
-        copies = self.copies(at.step) if _acts(self.where, at) else ()
+        copies = self.copies(at.step) if acts(self.where, at) else ()
         if not len(copies):
             return batch
         gone, n = {int(c) for c in copies}, batches.size(batch)
@@ -157,7 +160,7 @@ class CopyOthers(Intervention):
         self.where: Where = where
 
     def batch(self, at: StepContext, batch: Any) -> Any:
-        pattern = self.pattern(at.step) if _acts(self.where, at) else None
+        pattern = self.pattern(at.step) if acts(self.where, at) else None
         if pattern is None:
             return batch
         n = max(int(k) for k in pattern) + 1
@@ -192,7 +195,7 @@ class ReadSamples(Intervention):
         self.where: Where = where
 
     def batch(self, at: StepContext, batch: Any) -> Any:
-        ids = self.ids(at.step) if _acts(self.where, at) else None
+        ids = self.ids(at.step) if acts(self.where, at) else None
         read = None if ids is None else self.draw.of(ids)
         return batch if read is None else read
 
@@ -208,7 +211,7 @@ class ClipGradNorm(Intervention):
         self.words = words or f"gradient clipped to norm {max_norm:.3g}{' per tensor' if per_tensor else ''}"
 
     def gradients(self, at: StepContext, model: nn.Module) -> None:
-        if not _acts(self.where, at):
+        if not acts(self.where, at):
             return
         parameters = [p for p in model.parameters() if p.grad is not None]
         for group in [[p] for p in parameters] if self.per_tensor else [parameters]:
@@ -240,7 +243,7 @@ class ZeroMomentum(Intervention):
         self.where: Where = where
 
     def after_update(self, at: StepContext, optimizer: Optimizer) -> None:
-        if _acts(self.where, at):
+        if acts(self.where, at):
             for _, buffer, _, _ in momentum_buffers(optimizer):
                 buffer.zero_()
 
@@ -257,11 +260,11 @@ class SubtractMomentum(Intervention):
         self.kept = []
 
     def before_update(self, at: StepContext, optimizer: Optimizer) -> None:
-        if _acts(self.where, at):
+        if acts(self.where, at):
             self.kept = [(b, b * decay) for _, b, decay, _ in momentum_buffers(optimizer)]
 
     def after_update(self, at: StepContext, optimizer: Optimizer) -> None:
-        if _acts(self.where, at):
+        if acts(self.where, at):
             for buffer, without in self.kept:
                 buffer.copy_(without)
 
@@ -275,12 +278,12 @@ class ScaleLr(Intervention):
         self.words = words or f"learning rate x {factor:g}"
 
     def before_update(self, at: StepContext, optimizer: Optimizer) -> None:
-        if _acts(self.where, at):
+        if acts(self.where, at):
             self._kept = [g["lr"] for g in optimizer.param_groups]
             for group in optimizer.param_groups:
                 group["lr"] = group["lr"] * self.factor
 
     def after_update(self, at: StepContext, optimizer: Optimizer) -> None:
-        if _acts(self.where, at):
+        if acts(self.where, at):
             for group, lr in zip(optimizer.param_groups, self._kept, strict=True):
                 group["lr"] = lr

@@ -162,7 +162,7 @@ class Keeper:
         found = max(-(-step // self.stride.every) * self.stride.every, self._last + APART)
         if self._foreseen >= step:
             found = min(found, self._foreseen)
-        if last is not None and index >= 0:
+        if last and index >= 0:
             boundary = step - index + last - lead(last)
             if boundary >= step:
                 return min(found, boundary)
@@ -182,13 +182,13 @@ class Keeper:
         elif step - self._last < APART or not self.stride.due(step):
             due = False
         else:  # not right before the one of the epoch's end
-            due = last is None or index < 0 or not 0 <= last - lead(last) - index < APART
+            due = not last or index < 0 or not 0 <= last - lead(last) - index < APART
         if not due:
             self.next_step = self._next(step + 1, index + 1 if index >= 0 else -1, last)
         return due
 
     def _before_last(self, index: int, last: int | None) -> bool:
-        return last is not None and index >= 0 and index == last - lead(last)
+        return last is not None and last > 0 and index >= 0 and index == last - lead(last)
 
     def take(self, step: int, index: int, last: int | None, elapsed_s: float) -> None:
         """Take a snapshot before this step."""

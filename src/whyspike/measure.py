@@ -26,10 +26,16 @@ from whyspike.recordwriter import RecordWriter
 from whyspike.seams import LossFn
 from whyspike.strides import Stride, counts
 
+SMALL = 100_000  # parameters below which a forward pass takes less time than Python's own part of a step
 BUDGET = 0.0015  # share of the training's time for each of the three
 LOOK_AFTER_EVENT = 8  # steps that are measured one by one after the detector has seen something
 MOST_PIECES = 8  # forward passes of one probe, at most
 TABLE_TENSORS = 256  # with more tensors their single norms are measured less often: 0.5 MB per 1,000 steps
+
+
+def probe_every(model: nn.Module) -> int:
+    """The stride of a probe that is measured closely: every step of a small network, whose spikes may be short."""
+    return 1 if sum(p.numel() for p in model.parameters()) < SMALL else 4
 
 
 class Measures:
@@ -61,7 +67,7 @@ class Measures:
         tensors = len(self.norms.parameters) if self.norms is not None else 0
         self._grad_stride = Stride("gradient_norm", 8 * max(1, tensors // TABLE_TENSORS), budget)
         self._update_stride = Stride("update_norm", 16, budget)
-        self._probe_stride = Stride("probe", 4 if closely else 8, budget)
+        self._probe_stride = Stride("probe", probe_every(model) if closely else 8, budget)
         self.strides = [self._grad_stride, self._update_stride, self._probe_stride]
         self._grad = self._update = self._probing = False
         self._burst_until = -1

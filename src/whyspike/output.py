@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -95,8 +95,15 @@ def put_diagnosis(diagnosis: Diagnosis, format: Format, output: Path | None, *, 
     put(reports.render(diagnosis, format), output, force=force)
 
 
-def put_diagnoses(diagnoses: Sequence[Diagnosis], format: Format, output: Path | None, *, force: bool) -> None:
-    """Print the diagnoses of one run or of several, one after the other, or write them to the file.
+def put_diagnoses(
+    diagnoses: Sequence[Diagnosis],
+    format: Format,
+    output: Path | None,
+    compared: Mapping[str, Any] | None = None,
+    *,
+    force: bool,
+) -> None:
+    """Print the diagnoses of one run or of several, and how they compare, or write them to the file.
 
     Raises:
         WhySpikeError: several runs are to go into one page of html.
@@ -109,7 +116,7 @@ def put_diagnoses(diagnoses: Sequence[Diagnosis], format: Format, output: Path |
     if format == "json":
         from whyspike.reports.json import render_many
 
-        put(render_many(diagnoses), output, force=force)
+        put(render_many(diagnoses, compared), output, force=force)
     elif format == "html":
         raise WhySpikeError(
             f"{len(diagnoses)} runs were read, and a page of html shows one; choose full, concise, json, "
@@ -119,8 +126,11 @@ def put_diagnoses(diagnoses: Sequence[Diagnosis], format: Format, output: Path |
         for diagnosis in diagnoses:
             put(f"== {diagnosis.run.source} ==" if format == "full" else "", None, force=False)
             put_diagnosis(diagnosis, format, None, force=False)
+        if compared is not None:
+            put(f"comparison: {compared['sentence']}", None, force=False)
     else:
-        put("\n\n".join(reports.render(d, format) for d in diagnoses), output, force=force)
+        said = [reports.render(d, format) for d in diagnoses]
+        put("\n\n".join(said if compared is None else [*said, compared["sentence"]]), output, force=force)
 
 
 def say(words: str) -> None:

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-MAX_CAPSULES = 12
+MAX_CAPSULES = 12  # twice as many for an experiment, whose p falls with the number of distinct events
 FREE_WRITES = 12  # 24 with those of events and epoch ends, 36 with changes between steps; later ones take WRITE_SHARE
 FREE_S = 2.0  # seconds that these free writes may take together: a large network writes fewer
 WRITE_SHARE = 0.005
@@ -47,12 +47,17 @@ class Pins:
     """Decides what is pinned and what is deleted. It touches no file itself.
 
     Args:
-        closely: write whatever is wanted, however long it takes.
+        closely: write whatever is wanted, however long it takes, and keep twice as many of the events.
     """
 
     def __init__(self, *, closely: bool = False) -> None:
-        self._closely = closely
-        self._spread = {"event": _Spread(9), "epoch-end": _Spread(9), "steady": _Spread(3), "boundary": _Spread(9)}
+        self._closely, self._most = closely, 2 * MAX_CAPSULES if closely else MAX_CAPSULES
+        self._spread = {
+            "event": _Spread(21 if closely else 9),
+            "epoch-end": _Spread(9),
+            "steady": _Spread(3),
+            "boundary": _Spread(9),
+        }
         self._single: dict[
             str, int
         ] = {}  # "start", "first event", "highest event", "latest event" → step of the capsule
@@ -118,7 +123,7 @@ class Pins:
                 spread.kept.clear()
             while len(spread.kept) > spread.most:
                 spread.thin()
-        while len(self._kept()) > MAX_CAPSULES and self._thin_largest():
+        while len(self._kept()) > self._most and self._thin_largest():
             pass
         return self._dropped()
 

@@ -235,7 +235,8 @@ def _experiment(
     trials: dict[str, tuple[Trial, ...]] = {}
     with subject.kept():
         experiment = Experiment(subject, seen)
-        seen = experiment.measure_states(progress)
+        experiment.measure_states(progress)
+        seen = experiment.profile(progress)
         suspicions = suspect(seen)
         for suspicion in suspicions:
             if suspicion.outcome != "refuted":

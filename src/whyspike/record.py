@@ -652,7 +652,11 @@ class Recorder:
             height = inf if isnan(loss) or middle <= 0 else loss / middle
             # What the last update of an epoch did to the network shows in the first losses of the next one.
             epoch, begun = context[:2]
-            at_end = epoch >= 0 and step - begun in (self._last_index(), *((0, 1, 2) if epoch > 0 else ()))
+            at_end = (
+                epoch >= 0
+                and self._last_index() != 0
+                and step - begun in (self._last_index(), *((0, 1, 2) if epoch > 0 else ()))
+            )
             # A new level is seen 16 steps late, a dip when it is over: the snapshot before its begin is wanted.
             events = self._detector.events if fresh else ()
             onset = min(step, events[-1].step) if events else step

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
@@ -32,6 +32,7 @@ from whyspike.types import Run
 if TYPE_CHECKING:
     from whyspike.record import Recorder
 
+HELD_BYTES = 1 << 25  # of a state that may be held in memory for every event
 HORIZON = 20  # steps after the event; 90 % of a momentum of .9 is spent after 21 (causes.md C6: ln .1 / ln .9)
 
 
@@ -246,6 +247,23 @@ class Subject:
         full = [s.step for s in self.capsule(best).steps if s.step < event_step and s.n_samples == self.batch_size]
         return Window(best, event_step, full[-1] if full else None)
 
+    def begun(self, window: Window, lead: int) -> Window:
+        """The same window from `lead` steps before its event on. The steps before are run once, unchanged.
+
+        Call it inside `kept()`. A window that begins later stays as it is, and so does that of a large network, whose
+        states would fill the memory.
+        """
+        held, first = self.capsule(window.path), window.event_step - lead
+        if held.step >= first or sum(t.numel() * t.element_size() for t in held.tensors.values()) > HELD_BYTES:
+            return window
+        key = Path(f"{window.path}#{first}")
+        if key not in self._loaded:
+            self.at(window, first)
+            here = capsule.capture(self.model, self.optimizer, scaler=self.rule.scaler, step=first)
+            later = tuple(s for s in held.steps if s.step >= first)
+            self._loaded[key] = replace(here, batch_size=held.batch_size, steps=later)
+        return replace(window, path=key)
+
     @contextmanager
     def kept(self) -> Iterator[None]:
         """Put the model, the optimizer and every generator back as they were, bitwise."""
@@ -306,6 +324,7 @@ class Subject:
                 is_event=record.step == window.event_step,
                 is_control=record.step == window.control_step,
                 since_event=record.step - window.event_step if record.step >= window.event_step else None,
+                event_step=window.event_step,
             )
             drawn: Iterable[Any] = record.drawn()
             if redraw is not None and record.step > window.event_step:

@@ -39,6 +39,7 @@ class StepContext:
     is_event: bool = False
     is_control: bool = False
     since_event: int | None = None  # steps since the latest event step, 0 on it; None before the first
+    event_step: int | None = None  # the step that a replay aims at; None from scratch, where there may be many
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -88,6 +88,8 @@ def find_staircase(run: Run) -> Staircase | None:
         return None
     if fallen / len(first) < SURE * error / len(first) ** 0.5 or not -FLAT * fallen <= risen <= KEPT * fallen:
         return None
+    if sum(rises) > KEPT * sum(drops):  # early on a sawtooth hides in the fall of the loss itself; later it does not
+        return None
     if _is_running_mean(run, edges):
         return None
     # A cut of the learning rate steps the loss down, too. Where the rate is not known only a rise inside speaks

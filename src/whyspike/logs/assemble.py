@@ -12,6 +12,7 @@ import numpy as np
 from whyspike.errors import UnreadableRun
 from whyspike.form import count, number, plain
 from whyspike.logs import epochs, order, roles, values
+from whyspike.logs.objectives import objective
 from whyspike.logs.table import Column, Table
 from whyspike.points import spacing
 from whyspike.types import Note, Run, Series
@@ -132,6 +133,9 @@ def _of_piece(
             said["lr"] = f"column {name!r}"
         signals[plain(name)] = Series(at, value)
     facts: dict[str, Any] = {**table.facts, "logged_every": spacing(step)[0], "first_step": zero}
+    played = objective(table.columns)
+    if played is not None:
+        facts["objective"], facts["players"] = played
     if placed is not None:
         said["steps_per_epoch"] = f"{number(placed.length)}, from {placed.said}"
         facts["epoch_length"] = placed.length

@@ -34,12 +34,11 @@ def read(source: Source, asked: Asked) -> tuple[Run, ...]:
         match = LINE.search(line)
         if match is not None:
             rows.append({"epoch": float(match[1]), "iters": float(match[2]), **pairs(match[3])})
-    made = table(rows, source, roles={"step": "iters", "epoch": "epoch"}, facts={"objective": "adversarial"})
+    made = table(rows, source, roles={"step": "iters", "epoch": "epoch"})
     loss = next((n for n in STEADY if n in made.columns), None)
     if loss is None and asked.loss is None:
         raise UnreadableRun(f"{source.name} is a loss_log without a loss that is known; name one with --loss NAME")
     made = table(
         rows, source, roles={"step": "iters", "epoch": "epoch", **({"loss": loss} if loss else {})},
-        facts={"objective": "adversarial"},
     )  # fmt: skip
     return runs([made], source=source.name, reader=NAME, asked=asked)

@@ -1,0 +1,305 @@
+"""Which change of the steps before an event takes it away: from that, what kind of event it is.
+
+The changes are tried in the order of how much they say, and the trials stop when the kind is decided (experiment Q2):
+
+- one sample: a batch sets it off, and with one of its samples replaced the event is gone;
+- one batch: with that batch skipped at least 80 % of the event is gone, and no other batch does as much;
+- instability: the batches are the same throughout, so none can be to blame; a learning rate a tenth lower removes it;
+- large steps: no batch and no sample decides, a shorter step does: the steps are too large for the curvature there.
+
+A lower learning rate removes any spike in the end: at a tenth it freezes the training. So it says nothing by itself,
+and is asked last. Only spikes of the network are profiled, those that a plotted number alone shows have no such kind.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from whyspike import batches
+from whyspike.attribute import per_sample
+from whyspike.errors import WhySpikeError
+from whyspike.excess import area_above
+from whyspike.seams import BASELINE
+
+if TYPE_CHECKING:
+    from whyspike.experiment import Experiment, Pair
+    from whyspike.replay import Replayed
+    from whyspike.seams import Intervention
+    from whyspike.types import Event
+
+Kind = Literal["one sample", "one batch", "instability", "large steps", "undecided"]
+
+DECIDES = 0.8  # of the event's area: as the contract of a verdict
+MATTERS = 0.5  # one batch that leaves this much is not it; nor are two that take as much
+BEFORE, AFTER = 12, 2  # steps before and after the onset whose batches may have set it off (Q2: up to 10 before)
+DRAWS = 12  # of other batches, as experiment Q2
+SUSPECTS = 3  # samples of a batch that are replaced, those of the highest loss
+SINGLE_ROWS = 128  # a larger batch is looked at in pieces first
+ERROR = 0.05  # of each kind, of the sequential test of other batches
+LIKELY, UNLIKELY = 0.8, 0.2  # chances that other batches remove the event, between which the test decides
+SHARP_AT = (-12, -8, -4, 0)  # steps from the onset at which the sharpness is measured, in full-batch training
+SHORTER, HALF = 0.9, 0.5  # of the learning rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """What was found of one event. `shares` holds what each change removed of its area, in the order of the trials."""
+
+    event: str
+    kind: Kind
+    onset: int  # the step after which the network had risen
+    height: float  # peak of the probe loss over its level before
+    same_batch: bool  # every step has the same samples
+    batch_step: int | None = None  # the step whose batch alone carries it
+    batch_share: float | None = None
+    next_share: float | None = None  # what the best other batch removes
+    sample: int | None = None  # dataset index of the sample that carries it, or its row in the batch
+    sample_known: bool = False  # whether `sample` is a dataset index
+    sample_share: float | None = None
+    sample_placebo: float | None = None  # another sample of that batch replaced
+    sample_moved: float | None = None  # the event's share that appears when the sample is put into an earlier batch
+    elsewhere: float | None = None  # share of the event that the named batch makes from an earlier state
+    sharpness: tuple[float, ...] = ()  # over the optimizer's limit, before the steps at `SHARP_AT` from the onset
+    others: tuple[float, ...] = ()  # share removed in each draw of other batches up to the event
+    shares: tuple[tuple[str, float], ...] = ()
+
+    def share(self, words: str) -> float | None:
+        return dict(self.shares).get(words)
+
+
+class Profiler:
+    """Profiles events. Call it inside `subject.kept()`.
+
+    Args:
+        experiment: made for the run; its replays are kept, so that causes need not make them again.
+    """
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment, self.subject = experiment, experiment.subject
+
+    def profile(self, event: Event) -> Profile | None:
+        """The profile of an event; None where no capsule covers it or the network did not move."""
+        pairs = [p for p in self.experiment.pairs((event.id,)) if p.redraw is None]
+        if not pairs or event.period:
+            return None
+        trials = _Trials(self.experiment, pairs[0])
+        if not trials.area > 0 or not math.isfinite(trials.area):
+            return None
+        found = Profile(
+            event=event.id,
+            kind="undecided",
+            onset=trials.onset,
+            height=trials.height,
+            same_batch=self._same_batch(pairs[0]),
+        )
+        if not found.same_batch:
+            found = self._batch(found, trials)
+            if found.batch_step is not None:
+                found = self._sample(found, trials)
+        if found.kind == "undecided":
+            found = self._steps(found, trials)
+        return replace(found, shares=tuple(trials.shares.items()))
+
+    # ------------------------------------------------------------------ batches and samples
+
+    def _same_batch(self, pair: Pair) -> bool:
+        """Whether the steps of the window all have the same samples, in whatever order."""
+        steps = [s for s in self.subject.capsule(pair.window.path).steps if s.batches]
+        if len(steps) < 2:
+            return False
+        if all(s.ids is not None for s in steps):
+            first = np.sort(steps[0].ids)  # type: ignore[arg-type]
+            return all(len(s.ids) == len(first) and bool((np.sort(s.ids) == first).all()) for s in steps)  # type: ignore[arg-type]
+        held = [s.batches[0] for s in steps if s.batches is not None and len(s.batches) == 1]
+        return len(held) == len(steps) and all(batches.equal(b, held[0]) for b in held[1:])
+
+    def _batch(self, found: Profile, trials: _Trials) -> Profile:
+        """Skip every batch in turn."""
+        from whyspike.interventions import ClipGradNorm, SkipBatch
+
+        taken = {}
+        for offset in sorted(range(-BEFORE, AFTER + 1), key=abs):
+            if offset in trials.steps:
+                taken[offset] = trials.removed(SkipBatch(f"the batch {_at(offset)} skipped", offset))
+        if not taken:
+            return found
+        best = max(taken, key=lambda k: taken[k])
+        second = max((v for k, v in taken.items() if k != best), default=0.0)
+        if taken[best] < DECIDES:
+            return replace(found, batch_share=taken[best], next_share=second)
+        found = replace(found, batch_step=found.onset + best, batch_share=taken[best], next_share=second)
+        norm = self.experiment.seen.median_gradient_norm()
+        clipped = None
+        if norm is not None:
+            clipped = trials.removed(ClipGradNorm(3 * norm, "gradient clipped to 3 x its median norm", "always"))
+        # The batch alone: no other one takes as much, or its gradient stands out of all others.
+        alone = second < MATTERS or (clipped is not None and clipped >= DECIDES and second < DECIDES)
+        return replace(found, kind="one batch" if alone else "undecided", elsewhere=self._elsewhere(best, trials))
+
+    def _elsewhere(self, offset: int, trials: _Trials) -> float | None:
+        """What the named batch does from another state: it trades places with the first batch of the replay."""
+        from whyspike.sample_interventions import SwapBatches
+
+        first = min(trials.steps)
+        here, there = trials.steps[first], trials.steps[offset]
+        if first == offset or len(here) != 1 or len(there) != 1:
+            return None
+        made = trials.replay(SwapBatches(first, offset, here[0], there[0]))
+        return area_above(made.state[: offset - first], trials.level) / trials.area
+
+    def _sample(self, found: Profile, trials: _Trials) -> Profile:
+        """Replace the samples of the named batch, those of the highest loss first."""
+        from whyspike.sample_interventions import PutRow, ReplaceRow
+
+        assert found.batch_step is not None
+        offset = found.batch_step - found.onset
+        held = trials.steps[offset]
+        if len(held) != 1:
+            return found
+        batch, n = held[0], batches.size(held[0])
+        self.subject.at(trials.pair.window, found.batch_step)
+        rows = [0] if n == 1 else self._highest(batch, n)
+        ids = trials.ids[offset]
+        for row in rows[:SUSPECTS]:
+            name = f"sample {ids[row]}" if ids is not None else f"row {row}"
+            share = trials.removed(
+                ReplaceRow(row, self.subject.draw, 0, offset, f"{name} of the batch {_at(offset)} replaced")
+            )
+            if share < DECIDES:
+                continue
+            other = None
+            if n > 1:
+                calm = next(r for r in reversed(self._order) if r != row)
+                other = trials.removed(
+                    ReplaceRow(
+                        calm, self.subject.draw, 0, offset, f"another sample of the batch {_at(offset)} replaced"
+                    )
+                )
+            moved = None
+            first = min(trials.steps)
+            if first < offset:
+                put = PutRow(batches.take(batch, [row], n), first, f"{name} put into the batch {_at(first)}")
+                made = trials.replay(put)
+                moved = area_above(made.state[: offset - first], trials.level) / trials.area
+            certain = other is None or other <= 1 - DECIDES
+            return replace(
+                found,
+                kind="one sample" if certain and n > 1 and found.kind == "one batch" else found.kind,
+                sample=int(ids[row]) if ids is not None else row,
+                sample_known=ids is not None,
+                sample_share=share,
+                sample_placebo=other,
+                sample_moved=moved,
+            )
+        return found
+
+    def _highest(self, batch: Any, n: int) -> list[int]:
+        """The rows of a batch by their loss, the highest first; of a large batch only those of its worst piece."""
+        model, loss_fn = self.subject.model, self.subject.loss_fn
+        rows = list(range(n))
+        if n > SINGLE_ROWS:
+            from whyspike.attribute import canonical_loss
+
+            pieces = [rows[k : k + SINGLE_ROWS // 4] for k in range(0, n, SINGLE_ROWS // 4)]
+            losses = [canonical_loss(model, loss_fn, batches.take(batch, p, n), len(p), n=len(p)) for p in pieces]
+            rows = pieces[int(np.argmax(np.nan_to_num(losses, nan=np.inf)))]
+        losses = per_sample(model, loss_fn, batches.take(batch, rows, n), 1)
+        order = np.argsort(-np.nan_to_num(losses, nan=np.inf), kind="stable")
+        self._order = [rows[int(k)] for k in order]
+        return self._order
+
+    # ------------------------------------------------------------------ the size of the steps
+
+    def _steps(self, found: Profile, trials: _Trials) -> Profile:
+        from whyspike.interventions import ScaleLr
+        from whyspike.sample_interventions import OtherBatches
+
+        if found.same_batch:
+            shorter = trials.removed(ScaleLr(SHORTER, f"learning rate x {SHORTER:g}", "always"))
+            kind: Kind = "instability" if shorter >= DECIDES else "undecided"
+            return replace(found, kind=kind, sharpness=self._sharpness(trials))
+        others: list[float] = []
+        verdict = None
+        while verdict is None and len(others) < DRAWS:
+            others.append(trials.removed(OtherBatches(self.subject.draw, len(others))))
+            verdict = sequential(others)
+        found = replace(found, others=tuple(others))
+        half = trials.removed(ScaleLr(HALF, f"learning rate x {HALF:g}", "always"))
+        decided_by_batch = found.batch_share is not None and found.batch_share >= DECIDES and found.kind == "one batch"
+        if half >= DECIDES and not decided_by_batch:
+            return replace(found, kind="large steps")
+        return found
+
+    def _sharpness(self, trials: _Trials) -> tuple[float, ...]:
+        from whyspike import sharpness
+
+        found: list[float] = []
+        direction = None
+        for offset in SHARP_AT:
+            held = trials.steps.get(offset, ())
+            if len(held) != 1:
+                continue
+            self.subject.at(trials.pair.window, trials.onset + offset)
+            try:
+                made = sharpness.measure(
+                    self.subject.model, self.subject.optimizer, self.subject.loss_fn, held[0], start=direction
+                )
+            except WhySpikeError:
+                return ()
+            found.append(made.ratio)
+            direction = made.direction
+        return tuple(found)
+
+
+def sequential(shares: Sequence[float]) -> bool | None:
+    """Wald's sequential test of how often other batches remove the event: True mostly, False rarely, None undecided.
+
+    It tests a chance of .8 against one of .2, each wrong in 5 % of the cases at most.
+    """
+    log_ratio = sum(
+        math.log(LIKELY / UNLIKELY) if s >= MATTERS else math.log((1 - LIKELY) / (1 - UNLIKELY)) for s in shares
+    )
+    line = math.log((1 - ERROR) / ERROR)
+    return None if abs(log_ratio) < line else log_ratio > 0
+
+
+class _Trials:
+    """The replays of one pair, and what each change removed of its area."""
+
+    def __init__(self, experiment: Experiment, pair: Pair) -> None:
+        from whyspike.experiment import level_before, onset_of
+
+        self.experiment, self.pair = experiment, pair
+        base = experiment.replay(pair, BASELINE)
+        self.onset = base.event_step
+        self._from = onset_of(base)
+        self.level = level_before(base)
+        self.area = self._area(base)
+        self.height = max(base.state[self._from :], default=math.nan) / self.level if self.level > 0 else math.nan
+        self.shares: dict[str, float] = {}
+        held = [s for s in experiment.subject.capsule(pair.window.path).steps if s.batches]
+        self.steps = {s.step - self.onset: s.batches or () for s in held if s.step - self.onset <= AFTER}
+        self.ids = {s.step - self.onset: s.ids for s in held}
+
+    def replay(self, intervention: Intervention) -> Replayed:
+        return self.experiment.replay(self.pair, intervention)
+
+    def removed(self, intervention: Intervention) -> float:
+        """The share of the baseline's area that is gone."""
+        share = 1 - self._area(self.replay(intervention)) / self.area
+        self.shares[intervention.words] = share
+        return share
+
+    def _area(self, made: Replayed) -> float:
+        return area_above(made.state[self._from :], self.level)
+
+
+def _at(offset: int) -> str:
+    if offset == 0:
+        return "of the onset"
+    return f"{abs(offset)} step{'s' if abs(offset) > 1 else ''} {'before' if offset < 0 else 'after'} the onset"
