@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from whyspike.detect import MEDIAN_STEPS, MERGE_STEPS, Detector, _Running, detect
+from whyspike.inarow import InARow
 from whyspike.noise import Channel
 from whyspike.types import Event, Run, Series
 
@@ -105,6 +106,38 @@ def test_an_abrupt_step_down_is_a_level_shift_and_a_gradual_one_is_not():
     assert (event.kind, event.step) == ("level-shift", 400)
     gradual = loss * np.interp(np.arange(800), [380, 440], [1.0, 0.75])
     assert detect(run_of(gradual)) == ()
+
+
+def wandering(n: int, seed: int = 0) -> np.ndarray:
+    e = 0.05 * np.random.default_rng(seed).standard_normal(n)
+    for k in range(1, n):
+        e[k] += 0.95 * e[k - 1]
+    return np.exp(e)
+
+
+def test_losses_that_are_high_together_are_an_event_where_none_is_alone():
+    loss = ordinary(1_200, noise=0.25)
+    assert detect(run_of(loss)) == ()
+    for k in range(15):
+        single = loss.copy()
+        single[800 + k] *= 1.9
+        assert detect(run_of(single)) == ()
+    together = loss.copy()
+    together[800:815] *= 1.9
+    (event,) = detect(run_of(together))
+    assert event.kind == "spike"
+    assert 800 <= event.step <= 804
+    # Where each value resembles the one before a row says little; the odd large swing of 18,000 steps may be found.
+    assert sum(len(detect(run_of(wandering(6_000, seed)))) for seed in range(3)) <= 1
+
+
+def test_the_aftermath_of_spikes_does_not_hide_the_next_ones():
+    loss = ordinary(2_000, noise=0.1)
+    struck = list(range(100, 2_000, 70))
+    for at in struck:
+        loss[at] *= 8
+        loss[at + 2 : at + 27] *= 2
+    assert [e.step for e in detect(run_of(loss))] == struck
 
 
 def test_a_slow_rise_is_a_divergence_and_wide_noise_is_none():
@@ -298,7 +331,7 @@ def test_live_is_the_same_as_afterwards_and_the_future_changes_no_closed_event(r
 
 def state_of(thing: object) -> object:
     """Everything a detector holds, as plain values."""
-    if isinstance(thing, Detector | Channel | _Running):
+    if isinstance(thing, Detector | Channel | InARow | _Running):
         names = getattr(type(thing), "__slots__", None) or vars(thing)
         return {name: state_of(getattr(thing, name)) for name in names if name != "lines"}
     return [state_of(v) for v in thing] if isinstance(thing, list | tuple | deque) else repr(thing)

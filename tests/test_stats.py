@@ -158,6 +158,38 @@ def test_the_tail_goes_below_one_over_draws_and_keeps_the_order_of_magnitude(tar
     assert abs(math.log10(found.p_value / target)) < 1.3
 
 
+LAWS = {
+    "exponential": lambda rng, n: rng.exponential(1, n),
+    "lognormal": lambda rng, n: rng.lognormal(0, 1.5, n),
+    "squared t3": lambda rng, n: rng.standard_t(3, n) ** 2,
+    "power law without a mean": lambda rng, n: (rng.random(n) ** (-1 / 1.3) - 1) ** 2,
+    "mislabelled": lambda rng, n: np.where(rng.random(n) < 0.02, rng.gamma(20, 0.4, n), rng.exponential(0.02, n)),
+    "negative": lambda rng, n: rng.standard_t(3, n) ** 2 - 5,
+}
+
+
+@pytest.mark.parametrize("n", [4, pytest.param(64, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("law", LAWS)
+def test_the_highest_of_many_ordinary_batches_is_ordinary(law, n):
+    """The pool has a quarter of the samples that the training goes through, epoch by epoch."""
+    steps, runs, wrong = 1_000, 40, 0
+    for seed in range(runs):
+        rng = np.random.default_rng([seed, n])
+        samples = LAWS[law](rng, 2048)
+        epochs = [rng.permutation(2048).reshape(-1, n) for _ in range(-(-steps * n // 2048))]
+        highest = samples[np.concatenate(epochs)].mean(1)[:steps].max()
+        found = batch_mean_null(samples[:512], n, float(highest), steps, draws=5_000)
+        wrong += found.p_any < 0.05
+    assert wrong <= 6  # 5 % are 2; 6 or more of 40 have a chance of 1.4 %
+
+
+def test_one_sample_far_beyond_the_others_is_not_ordinary():
+    rng = np.random.default_rng(8)
+    losses = rng.exponential(1, 512)
+    batch = np.append(rng.exponential(1, 31), 300.0)
+    assert batch_mean_null(losses, 32, float(batch.mean()), 2_000).p_any < 0.05
+
+
 def test_the_smaller_batch_is_allowed_more():
     losses = np.random.default_rng(5).lognormal(0, 1, 4000)
     single, full = (batch_mean_null(losses, n, 4.5).p_value for n in (1, 32))

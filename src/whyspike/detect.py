@@ -4,8 +4,9 @@ A value is judged by its residual: log loss minus the median of the preceding 64
 must cross is learnt from the run's own residuals, so that a training with a heavy tail is not called sick for it.
 There are two stages. A residual above the high line is an event at once; one above the low line is an event when
 the probe loss, measured on the same samples every time, rises within five steps and the two together are out of
-the ordinary. A batch smaller than nominal has its residual shrunk by sqrt(n / batch_size), because a mean over fewer
-samples is that much noisier.
+the ordinary. Several residuals in a row are one, too, when chance would not put them there (`inarow.py`). A batch
+smaller than nominal has its residual shrunk by sqrt(n / batch_size), because a mean over fewer samples is that much
+noisier.
 
 Thresholds were chosen by `python benchmarks/detectors.py --calibrate` on seeds of their own and scored on others;
 docs/benchmarks/detectors.md has the numbers.
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from math import exp, inf, log, sqrt
 from typing import TYPE_CHECKING
 
+from whyspike.inarow import InARow
 from whyspike.noise import Channel, Lines
 from whyspike.types import Event, EventKind
 
@@ -43,13 +45,14 @@ class Thresholds:
     joint: float  # mean excesses of the loss and of the probe over their tails, together
 
 
-LEAST_FOR_DIP = 16  # values before a dip can be told: the first losses of a training lie anywhere
+LEAST_FOR_DIP = 64  # values before a dip can be told: the first losses of a training fall by jerks
+SHORT = 0.25  # of the nominal size: only batches so small are taken together; others are judged one by one
 
 CALIBRATED = Thresholds(
     loss=Lines(
         memory=1024,
-        high_tail=12.0,
-        high_linear=13.0,
+        high_tail=10.0,
+        high_linear=11.0,
         high_floor=0.4,  # log 1.5: a smaller rise of one mini-batch cannot be seen in a plot
         low_tail=2.5,
         low_floor=0.1,
@@ -123,6 +126,8 @@ class Detector:
         self._candidate: tuple[int, float, float, float, float] | None = None
         self._dip: tuple[int, float, float, int] | None = None  # onset, lowest residual, level before, last step below
         self._short: deque[float] = deque(maxlen=8)  # shrunk residuals of the latest batches below nominal size
+        self._row = InARow()
+        self._high_before = True  # whether the full batch before this one was above the start of the tail
         self._latest: deque[float] = deque(maxlen=MEDIAN_STEPS)  # y of every step, events included
         self._blocks: deque[tuple[int, float]] = deque(maxlen=5)  # first step and median of the latest 32-step blocks
         self._lowest = inf  # of those medians
@@ -205,7 +210,7 @@ class Detector:
         recent, ordered, raw, width = channel.recent, channel.ordered, channel.raw, channel.width
         noise, ordered_noise, memory = channel.noise, channel.ordered_noise, channel.lines.memory
         latest, nominal, n, learned = self._latest, self._batch_size, self._n, channel.n
-        high, low, down = channel.high, channel.low, channel.down
+        high, low, down, up, row = channel.high, channel.low, channel.down, channel.up, self._row
         size, full = len(ordered), len(ordered) == width
         at = begin
         for at in range(begin, len(losses)):
@@ -219,6 +224,10 @@ class Detector:
             residual = y - (ordered[half] if size & 1 else 0.5 * (ordered[half] + ordered[half - 1]))
             if residual > high or (residual < down and size >= LEAST_FOR_DIP):
                 break
+            if residual > up or row.going:
+                if residual > up and row.onset >= 0:
+                    break
+                row.update(channel, steps[at], residual, y, residual, full=True)
             latest.append(y)
             n += 1
             if residual > low:
@@ -231,7 +240,7 @@ class Detector:
             if not learned & 7 or learned < 24:
                 channel.n = learned
                 channel.draw_lines()
-                high, low, down = channel.high, channel.low, channel.down
+                high, low, down, up = channel.high, channel.low, channel.down, channel.up
             recent.append(y)
             insort(ordered, y)
             raw.append(loss)
@@ -271,11 +280,13 @@ class Detector:
             elif n_samples < self._batch_size:
                 score = _shrunk(residual, n_samples / self._batch_size)
                 full = n_samples > 0.9 * self._batch_size
-                high = not full and self._short_batch(score)
+                high = n_samples <= SHORT * self._batch_size and self._short_batch(score)
         if score > channel.high or high:
             news |= self._spike(step, residual, y, score, full)
         elif self._open is not None:
             news |= self._go_on(step, residual, score, y, full)
+        elif self._row.update(channel, step, residual, y, score, full=full):
+            news |= self._spike_in_a_row(step, score, full)
         elif (score < channel.down and len(channel.ordered) >= LEAST_FOR_DIP) or self._dip is not None:
             news |= self._maybe_dip(step, residual, score, loss, y, full)
         else:
@@ -330,17 +341,31 @@ class Detector:
             if full and score < FAR * self._loss.high:
                 self._loss.learn(self._loss.high)
             self._start("spike", step, residual, y)
+            self._high_before = True
             return True
         running.last_step, running.calm = step, 0
         news = self._higher(running, residual, y)
         self._settle(running)
         return news
 
+    def _spike_in_a_row(self, step: int, score: float, full: bool) -> bool:
+        row = self._row
+        onset, peak, level = row.onset, row.peak, row.level
+        self._dip = None
+        if full:
+            self._loss.learn(score)
+        self._start("spike", onset, peak, level)
+        assert self._open is not None
+        self._open.last_step = step
+        self._high_before = True
+        return True
+
     def _start(self, kind: EventKind, step: int, residual: float, y: float) -> None:
         if self._closed:
             step = max(step, self._closed[-1].last_step + 1)
         running = self._open = _Running(kind, step, step, base=y - residual)
         self._candidate = None
+        self._row.clear()
         self._higher(running, residual, y)
         for at, level, median in self._probes:
             if at >= step:
@@ -366,6 +391,7 @@ class Detector:
         if running is None:
             self._open = _Running("non-finite", step, step)
             self._dip = self._candidate = None
+            self._row.clear()
             return True
         first = running.kind != "non-finite"
         running.kind, running.reported = "non-finite", None
@@ -445,7 +471,11 @@ class Detector:
             if running.by_state and running.calm <= 4:  # until the next probe
                 self._higher(running, residual, y)
             if full:
-                channel.learn(max(score, channel.down))
+                # High values in a row so soon after an event are its aftermath. In the noise they would raise the line
+                # from event to event, until the last ones are missed.
+                high = score > channel.up
+                channel.learn(channel.up if high and self._high_before else max(score, channel.down))
+                self._high_before = high
                 channel.accept(exp(y) if not channel.unit else y * channel.unit, y)
             if step - running.last_step >= (MERGE_STEPS if running.kind != "divergence" else 2 * MERGE_STEPS):
                 self._close()

@@ -29,7 +29,10 @@ class Lines:
 
 TAIL = 16  # one residual in so many makes the tail
 START = 2.0  # nats added at step 0 and fading over 6 steps: the first losses move on their own
-FEW = 30.0  # a line lies 1 + FEW / n as far beyond the tail of n residuals: it is known less well, and still widens
+FEW = 45.0  # a line lies 1 + FEW / n as far beyond the tail of n residuals: it is known less well, and still widens
+# Where the log residuals of the tail have a mean excess above HEAVY the tail is a power law (its exponent is one over
+# that excess), and the largest of many values lies far more mean excesses out: by a factor e per quarter of a nat.
+HEAVY, HEAVIER = 0.25, 4.0
 
 
 class Channel:
@@ -142,8 +145,8 @@ class Channel:
         if tail and not self.unit and high < 50.0:
             start = exp(up)
             mean = sum(map(exp, tail)) / k - start
-            high = min(high, log(start + few * at.high_linear * mean))
-        high = max(at.high_floor, high)
+            high = min(high, log(start + few * at.high_linear * exp(HEAVIER * max(0.0, excess - HEAVY)) * mean))
+        high = max(at.high_floor * 0.5 * (1.0 + min(few, 3.0)), high)
         self.high, self.low = high + fade, max(at.low_floor, up + at.low_tail * excess) + fade
         self.down = min(-at.down_floor, down - at.down_tail * deficit) - fade
         self.up, self.excess = up, max(excess, 1e-9)

@@ -188,15 +188,20 @@ def batch_mean_null(
 ) -> BatchMeanNull:
     """Test a mini-batch loss against means of n samples drawn from a pool: was it an unlucky batch?
 
-    The pool is resampled with replacement `draws` times. With at least 10 of them at or above `observed`, p is
-    their share. Otherwise a generalised Pareto tail is fitted to the largest 250 draws by probability-weighted
-    moments (Hosking & Wallis 1987; the method of Knijnenburg et al. 2009 for permutation tails), its shape not
-    below 0, so that the resampled pool's own upper end does not make p vanish.
+    The pool is resampled with replacement `draws` times. A pool of m losses knows nothing of samples rarer than 1 / m,
+    and in thousands of steps those make the highest batches: so its upper tenth is not drawn from the pool but from a
+    generalised Pareto tail, whose shape is the moment estimate of Dekkers, Einmahl & de Haan (1989), not below 0.
+    With at least 10 draws at or above `observed`, p is their share. Otherwise it is the larger of two extrapolations: a
+    tail fitted to the largest 250 means (probability-weighted moments, Hosking & Wallis 1987; the method of Knijnenburg
+    et al. 2009 for permutation tails), and that of a single sample that makes the mean by itself.
 
-    Validity: the pool has at least 64 losses and 4 * n, and the fitted tail predicts the quantile that 10 draws
-    exceed within 15 % of the tail's width. A pool of m losses knows nothing of samples rarer than 1 / m: a heavier
-    tail beyond the pool would make the true p larger. Where `valid` is False take `p_value` for an order of
-    magnitude at best.
+    Of the highest of 2,000 ordinary batches at most 7 % were called out of the ordinary at a nominal 5 %, whether the
+    losses were exponential, lognormal, a power law or those of mislabelled samples; without the fitted tail of the
+    pool, up to 62 % (`tests/test_stats.py`).
+
+    Validity: the pool has at least 64 losses and 4 * n, and the tail fitted to the means predicts the quantile that 10
+    draws exceed within 15 % of the tail's width. Where `valid` is False take `p_value` for an order of magnitude at
+    best.
 
     Args:
         per_sample_losses: losses of single samples at the weights of that step, or detrended, [m].
@@ -207,15 +212,14 @@ def batch_mean_null(
     Raises:
         ValueError: fewer than 2 losses, n < 1 or n_steps < 1, or `observed` is not finite.
     """
-    pool = _finite(per_sample_losses, "per_sample_losses", 2)
+    pool = np.sort(_finite(per_sample_losses, "per_sample_losses", 2))
     if n < 1 or n_steps < 1 or not np.isfinite(observed):
         given = f"n = {n}, n_steps = {n_steps}, observed = {observed}"
         raise ValueError(f"{given}; n and n_steps of 1 or more and a finite observed loss are needed")
     rng = np.random.default_rng(seed)
+    tail = _PoolTail.of(pool)
     rows = max(1, min(draws, 4_000_000 // n))
-    means = np.concatenate(
-        [pool[rng.integers(0, len(pool), (min(rows, draws - at), n))].mean(1) for at in range(0, draws, rows)]
-    )
+    means = np.concatenate([tail.draw(pool, (min(rows, draws - at), n), rng).mean(1) for at in range(0, draws, rows)])
     means.sort()
     above = draws - int(np.searchsorted(means, observed, side="left"))
     reason = None
@@ -227,16 +231,15 @@ def batch_mean_null(
         k = min(250, draws // 20)
         line = float(means[-k - 1])
         excess = means[-k:] - line
-        mean = float(excess.mean())
-        if mean <= 0:
+        if excess.mean() <= 0:
             reason = reason or "the largest resampled means are all equal, so no tail can be fitted"
         else:
             method = "tail"
-            weights = 1.0 - (np.arange(k) + 0.65) / k
-            moment = float(np.mean(weights * excess))
-            shape = min(max(0.0, 2.0 - mean / (mean - 2 * moment)), 0.95)
-            scale = mean * (1.0 - shape)
-            p = min(p, k / draws * _pareto_tail(observed - line, shape, scale))
+            shape, scale = _pareto_fit(excess)
+            others = (n - 1) * float(np.median(means))
+            anchor = tail.survival(n * float(means[-10]) - others)
+            alone = 10 / draws * tail.survival(n * observed - others) / anchor if anchor > 0 else 0.0
+            p = min(p, max(k / draws * _pareto_tail(observed - line, shape, scale), alone))
             predicted = scale * (log(k / 10) if shape < 1e-9 else ((k / 10) ** shape - 1) / shape)
             if abs(predicted - excess[-10]) > 0.15 * excess[-1] and reason is None:
                 reason = "the fitted tail does not follow the largest resampled means"
@@ -248,6 +251,58 @@ def batch_mean_null(
         valid=reason is None,
         reason=reason,
     )
+
+
+@dataclass(frozen=True)
+class _PoolTail:
+    """The upper tenth of a pool of losses, as a generalised Pareto tail above `start`."""
+
+    count: int  # losses of the pool that it stands for
+    start: float
+    shape: float
+    scale: float
+
+    @classmethod
+    def of(cls, pool: np.ndarray) -> _PoolTail:
+        """Fit it; `pool` is sorted."""
+        count = min(max(8, len(pool) // 10), len(pool) - 1)
+        start, top = float(pool[-count - 1]), pool[-count:]
+        excess = top - start
+        middle = float(np.median(excess))
+        if middle <= 0:
+            return cls(0, start, 0.0, 0.0)
+        if start > 0:
+            logs = np.log(top / start)
+            first, second = float(logs.mean()), float((logs * logs).mean())
+            spread = 1.0 - first * first / second
+            shape = first + 1.0 - 0.5 / spread if spread > 1e-9 else 0.0
+        else:  # no logarithm: some losses are negative
+            shape = _pareto_fit(excess)[0]
+        shape = min(max(shape, 0.0), 2.0)
+        scale = middle * shape / (2.0**shape - 1.0) if shape > 1e-6 else middle / log(2.0)
+        return cls(count, start, shape, scale)
+
+    def draw(self, pool: np.ndarray, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+        index = rng.integers(0, len(pool), size)
+        found = pool[index]
+        if self.count:
+            above = index >= len(pool) - self.count
+            q = 1.0 - rng.random(int(above.sum()))
+            excess = (q**-self.shape - 1.0) / self.shape if self.shape > 1e-6 else -np.log(q)
+            found[above] = self.start + self.scale * excess
+        return found
+
+    def survival(self, loss: float) -> float:
+        return _pareto_tail(loss - self.start, self.shape, self.scale) if self.count else 0.0
+
+
+def _pareto_fit(excess: np.ndarray) -> tuple[float, float]:
+    """Shape (0 to .95) and scale of a generalised Pareto distribution, by probability-weighted moments; sorted."""
+    k, mean = len(excess), float(excess.mean())
+    weights = 1.0 - (np.arange(k) + 0.65) / k
+    moment = float(np.mean(weights * excess))
+    shape = min(max(0.0, 2.0 - mean / (mean - 2 * moment)), 0.95) if mean > 2 * moment else 0.0
+    return shape, mean * (1.0 - shape)
 
 
 def _pareto_tail(excess: float, shape: float, scale: float) -> float:
