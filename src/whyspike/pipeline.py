@@ -15,7 +15,7 @@ from whyspike.errors import UnreadableRun, WhySpikeError
 from whyspike.observe import observe
 from whyspike.suspect import suspect
 from whyspike.training import Training
-from whyspike.types import Diagnosis, Evidence, Harm, Outcome, RunInfo, Suspicion, Trial, Verdict
+from whyspike.types import Diagnosis, Evidence, Harm, Note, Outcome, Run, RunInfo, Suspicion, Trial, Verdict
 
 if TYPE_CHECKING:
     from whyspike.case import Case
@@ -263,7 +263,7 @@ def _conclude(
             steps=len(run),
             steps_per_epoch=run.steps_per_epoch,
             signals=("loss", *(k for k in sorted(run.signals) if "/" not in k)),
-            notes=run.notes,
+            notes=(*run.notes, *_beside(run)),
         ),
         answer=answers.answer(seen, verdicts),
         events=seen.events,
@@ -272,6 +272,14 @@ def _conclude(
         trials=tuple(t for made in trials.values() for t in made),
         missing=(*seen.missing, *answers.not_told_apart(seen, verdicts)),
     )
+
+
+def _beside(run: Run) -> tuple[Note, ...]:
+    """What the reader of the curve must know of, though it makes no spike."""
+    from whyspike.overfitting import overfitting
+
+    found = overfitting(run)
+    return () if found is None else (found,)
 
 
 def _verdicts(
