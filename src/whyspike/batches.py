@@ -97,6 +97,15 @@ def versions(batch: Any) -> tuple[int, ...]:
     return tuple(found)
 
 
+def to_float64(batch: Any) -> Any:
+    """The batch with every floating-point tensor and array in double precision."""
+    return _map(
+        batch,
+        lambda t: t.double() if t.is_floating_point() else t,
+        lambda a: a.astype(np.float64) if np.issubdtype(a.dtype, np.floating) else a,
+    )
+
+
 def equal(a: Any, b: Any) -> bool:
     """Whether two batches hold the same, bit for bit."""
     if a is b:

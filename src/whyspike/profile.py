@@ -88,7 +88,7 @@ class Profiler:
         pairs = [p for p in self.experiment.pairs((event.id,)) if p.redraw is None]
         if not pairs or event.period:
             return None
-        trials = _Trials(self.experiment, pairs[0])
+        trials = Trials(self.experiment, pairs[0])
         if not trials.area > 0 or not math.isfinite(trials.area):
             return None
         found = Profile(
@@ -119,7 +119,7 @@ class Profiler:
         held = [s.batches[0] for s in steps if s.batches is not None and len(s.batches) == 1]
         return len(held) == len(steps) and all(batches.equal(b, held[0]) for b in held[1:])
 
-    def _batch(self, found: Profile, trials: _Trials) -> Profile:
+    def _batch(self, found: Profile, trials: Trials) -> Profile:
         """Skip every batch in turn."""
         from whyspike.interventions import ClipGradNorm, SkipBatch
 
@@ -142,7 +142,7 @@ class Profiler:
         alone = second < MATTERS or (clipped is not None and clipped >= DECIDES and second < DECIDES)
         return replace(found, kind="one batch" if alone else "undecided", elsewhere=self._elsewhere(best, trials))
 
-    def _elsewhere(self, offset: int, trials: _Trials) -> float | None:
+    def _elsewhere(self, offset: int, trials: Trials) -> float | None:
         """What the named batch does from another state: it trades places with the first batch of the replay."""
         from whyspike.sample_interventions import SwapBatches
 
@@ -153,7 +153,7 @@ class Profiler:
         made = trials.replay(SwapBatches(first, offset, here[0], there[0]))
         return area_above(made.state[: offset - first], trials.level) / trials.area
 
-    def _sample(self, found: Profile, trials: _Trials) -> Profile:
+    def _sample(self, found: Profile, trials: Trials) -> Profile:
         """Replace the samples of the named batch, those of the highest loss first."""
         from whyspike.sample_interventions import PutRow, ReplaceRow
 
@@ -217,7 +217,7 @@ class Profiler:
 
     # ------------------------------------------------------------------ the size of the steps
 
-    def _steps(self, found: Profile, trials: _Trials) -> Profile:
+    def _steps(self, found: Profile, trials: Trials) -> Profile:
         from whyspike.interventions import ScaleLr
         from whyspike.sample_interventions import OtherBatches
 
@@ -237,7 +237,7 @@ class Profiler:
             return replace(found, kind="large steps")
         return found
 
-    def _sharpness(self, trials: _Trials) -> tuple[float, ...]:
+    def _sharpness(self, trials: Trials) -> tuple[float, ...]:
         from whyspike import sharpness
 
         found: list[float] = []
@@ -270,7 +270,7 @@ def sequential(shares: Sequence[float]) -> bool | None:
     return None if abs(log_ratio) < line else log_ratio > 0
 
 
-class _Trials:
+class Trials:
     """The replays of one pair, and what each change removed of its area."""
 
     def __init__(self, experiment: Experiment, pair: Pair) -> None:
