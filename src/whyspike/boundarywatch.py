@@ -25,7 +25,7 @@ from whyspike.strides import counts
 ROOM = 64 << 20  # bytes of new values that are kept for capsules
 HELD = 256  # steps for which they are
 EVALUATION_SHARE, EVALUATION_FREE_S = 0.02, 0.05  # of the time of evaluations for looking around them
-GAP_SHARE, GAP_FREE_S = 0.001, 0.01  # of the training's time for looking between epochs
+GAP_SHARE, GAP_FREE_S = 0.001, 0.005  # of the training's time for looking between epochs
 EVERY_STEP = 8  # changes in a row after which a target moves with every step, as a moving average does
 STATISTICS = ("running_mean", "running_var")  # buffers of batch norm; others may be counters
 MARKS = 512  # of a target's changes; later ones are thinned

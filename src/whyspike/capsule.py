@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 from torch.optim import Optimizer
 
-from whyspike import batches
+from whyspike import batches, safefile
 from whyspike.capsule_file import (
     FORMAT,
     KEY,
@@ -35,8 +34,9 @@ from whyspike.capsule_file import (
 )
 from whyspike.errors import NotReplayable
 from whyspike.frozen import restore_rng, rng_state
+from whyspike.safefile import TooLarge
 
-__all__ = ["Capsule", "StepRecord", "capture", "live_state", "load", "restore", "restore_optimizer", "save"]
+__all__ = ["Capsule", "StepRecord", "TooLarge", "capture", "live_state", "load", "restore", "restore_optimizer", "save"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,10 +267,6 @@ def _alike(own: torch.Tensor, stored: torch.Tensor, device: str | None = None) -
 # --------------------------------------------------------------------------- on disk
 
 
-class TooLarge(Exception):
-    """A capsule does not fit into the room that is left for it."""
-
-
 def save(capsule: Capsule, path: Path, *, room: int | None = None) -> int:
     """Write the capsule as one safetensors file, all or nothing. Batches that cannot be stored are left out.
 
@@ -295,42 +291,24 @@ def save(capsule: Capsule, path: Path, *, room: int | None = None) -> int:
         "scheduler": capsule.scheduler, "scaler": capsule.scaler, "rng": rng, "threads": capsule.threads,
         "training": list(capsule.training), "frozen": list(capsule.frozen), "steps": steps,
     }  # fmt: skip
-    text = json.dumps(document)
-    tensors = _separate({**capsule.tensors, **found, **generators})
-    if room is not None:
-        # In the header the document is a JSON string in JSON, and every tensor has an entry.
-        size = sum(t.numel() * t.element_size() for t in tensors.values())
-        size += len(json.dumps(text)) + sum(len(name) + 128 for name in tensors)
-        if size > room:
-            raise TooLarge(f"a capsule of about {size:,} bytes was to be written, and {max(0, room):,} are left")
+    tensors = {name: _on_cpu(value) for name, value in {**capsule.tensors, **found, **generators}.items()}
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary, {KEY: text})
+        size = safefile.write(temporary, tensors, {KEY: json.dumps(document)}, room=room)
         os.replace(temporary, path)
-    except SafetensorError as error:  # what the library makes of an OSError
-        raise OSError(f"{error}") from error
     finally:
         temporary.unlink(missing_ok=True)
-    return path.stat().st_size
+    return size
 
 
-def _separate(tensors: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Contiguous CPU tensors of which no two share memory, as the format wants them."""
-    found: dict[str, torch.Tensor] = {}
-    seen: set[int] = set()
-    for name, value in tensors.items():
-        t = (
-            torch.from_numpy(np.ascontiguousarray(value))
-            if isinstance(value, np.ndarray)
-            else value.detach().cpu().contiguous()
-        )
-        storage = t.untyped_storage()
-        if storage.data_ptr() in seen or storage.nbytes() != t.numel() * t.element_size():
-            t = t.clone()
-        seen.add(t.untyped_storage().data_ptr())
-        found[name] = t
-    return found
+def _on_cpu(value: Any) -> torch.Tensor:
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(np.ascontiguousarray(value))
+    value = value.detach().cpu()
+    if value.is_conj() or value.is_neg():  # the bytes do not say so
+        value = value.resolve_conj().resolve_neg()
+    return value.contiguous()
 
 
 def load(path: Path | str) -> Capsule:

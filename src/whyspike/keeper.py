@@ -296,7 +296,7 @@ class Keeper:
         whole = replace(slot.state, batch_size=self.batch_size, reasons=tuple(reasons), steps=steps)
         while True:
             try:
-                capsule.save(whole, path, room=folder.room() - int(FRAME_SHARE * self._max_bytes))
+                capsule.save(whole, path, room=folder.left() - int(FRAME_SHARE * self._max_bytes))
                 break
             except capsule.TooLarge as error:
                 if not self.make_room(folder, folder.room() + 1):

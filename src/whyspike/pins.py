@@ -14,7 +14,7 @@ from pathlib import Path
 MAX_CAPSULES = 12  # twice as many for an experiment, whose p falls with the number of distinct events
 FREE_WRITES = 12  # 24 with those of events and epoch ends, 36 with changes between steps; later ones take WRITE_SHARE
 FREE_S = 2.0  # seconds that these free writes may take together: a large network writes fewer
-WRITE_SHARE = 0.005
+WRITE_SHARE = 0.003
 HIGHER = 1.25  # an event replaces the highest when it is this much higher
 
 

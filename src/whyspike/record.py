@@ -50,7 +50,6 @@ if TYPE_CHECKING:
 
 DISABLE = "WHYSPIKE_DISABLE"
 FLUSH_S = 1.0  # a killed process loses no more than this
-FLUSH_STEPS = 1024
 # Losses are read, and the detector fed, so many steps at a time: as many as a snapshot's stride, for the ring forgets.
 # It is much code and much memory that a step does not touch, and each time it must come into the caches again.
 DRAIN_STEPS = (16, 64)
@@ -606,7 +605,7 @@ class Recorder:
             self._measures.adapt(self._step, [] if keeper is None else [keeper.stride], list(self._paces))
         if keeper is not None and self._step >= keeper.ready_at:
             keeper.write_ready(self._need_folder())
-        if flush or now >= self._flush_at or self._writer.n_rows >= FLUSH_STEPS:
+        if flush or now >= self._flush_at or self._writer.full:
             self._flush()
             self._flush_at = now + FLUSH_S
         least, most = DRAIN_STEPS

@@ -11,6 +11,8 @@ from whyspike.runfolder import RunFolder, pack, smallest_unsigned
 from whyspike.stretch import Context, Stretch
 
 NAN = float("nan")
+MOST_ROWS = 4096  # rows that are collected before they are written, even if a second has not passed
+MOST_BYTES = 1 << 20
 
 
 class RecordWriter:
@@ -27,6 +29,7 @@ class RecordWriter:
         self._ids: list[bytes | list[int]] = []  # of a stretch: 32 bits each, or what may need more
         self._ids_count = array("q")
         self._ids_known = True
+        self._bytes = 0  # of the ids
         self._points: dict[str, tuple[list[int], list[float]]] = {}
         self._tables: dict[str, tuple[list[int], list[Sequence[float]]]] = {}
         self._marks: list[dict[str, object]] = []
@@ -43,12 +46,16 @@ class RecordWriter:
         if steps[-1][3][0] >= first:
             self._clips += [s[3] for k, s in enumerate(steps, first) if s[3][0] == k]
         if stretch.all_arrays:
-            self._ids.append(b"".join(stretch.ids))
+            joined = b"".join(stretch.ids)
+            self._ids.append(joined)
+            self._bytes += len(joined)
             self._ids_count.extend(stretch.n_samples)
         elif None in stretch.ids:
             self._ids_known = False
         else:
-            self._ids.append([i for ids in stretch.ids for i in ids])
+            listed = [i for ids in stretch.ids for i in ids]
+            self._ids.append(listed)
+            self._bytes += 8 * len(listed)
             self._ids_count.extend(map(len, stretch.ids))
         self.n_rows += len(steps)
 
@@ -81,9 +88,14 @@ class RecordWriter:
             )
         self._tables.clear()
 
+    @property
+    def full(self) -> bool:
+        """Whether so much is collected that it had better be written."""
+        return self.n_rows >= MOST_ROWS or self._bytes >= MOST_BYTES
+
     def size(self) -> int:
         """About what is collected, in bytes, rather too much."""
-        columns = self.n_rows * 64 + sum(len(ids) * (1 if isinstance(ids, bytes) else 8) for ids in self._ids)
+        columns = self.n_rows * 64 + self._bytes
         points = sum(100 + 12 * len(steps) for steps, _ in self._points.values())
         tables = sum(100 + len(rows) * (4 + 4 * len(rows[0])) for _, rows in self._tables.values())
         return 500 + columns + points + tables + 1000 * len(self._marks)
@@ -103,7 +115,7 @@ class RecordWriter:
             self.n_rows = 0
             for column in (self._loss, self._n_samples, self._runs, self._clips, self._ids, self._ids_count):
                 del column[:]
-            self._ids_known = True
+            self._ids_known, self._bytes = True, 0
         for name, (steps, values) in self._points.items():
             step, value = np.asarray(steps, np.uint32), np.asarray(values, np.float64)
             folder.append({"kind": "signal", "name": name, "step": pack(step), "value": pack(value)})
