@@ -7,6 +7,8 @@ loss is before the spikes of full batches, and what the same changes do from the
 those that the causes were written on (0 to 19). Writes docs/benchmarks/second_question.md.
 """
 
+# ruff: noqa: E501  (sentences of the page stay whole)
+
 from __future__ import annotations
 
 import argparse

@@ -22,6 +22,7 @@ from whyspike.errors import UnknownCause
 from whyspike.types import Attribution, Cure, Event, Evidence, Exponent, Family, Finding, Note, Run, Suspicion, Trial
 
 if TYPE_CHECKING:
+    from whyspike.accumulation import Accumulation
     from whyspike.curve import Curve
     from whyspike.excess import Measure
     from whyspike.gaps import GapCurve
@@ -52,6 +53,8 @@ class Setup:
     exponent_reason: str | None
     facts: Mapping[str, object] = field(default_factory=dict)  # optimizer name, momentum, …
     evaluation: tuple[str, ...] | None = None  # what a call of evaluate(model) changes; None: not known
+    # Of the micro-batches of a step: the mean of their losses, and the loss of all their samples at once, in eval mode
+    split: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +83,7 @@ class Observation:
     periods: tuple[PeriodResult, ...] = ()  # tests of the periods that the run has by itself, the epoch first
     reread: Mapping[int, float] = field(default_factory=dict)  # step → share of its samples that read the same again
     same_draws: SameDraws | None = None  # of a loader that draws at random: whether its epochs are the same
+    accumulation: Accumulation | None = None  # what is done with the micro-batches of a step; None without any
     replayable: bool = False  # model, loss_fn and capsules are at hand
     gaps: GapCurve | None = None  # how a sample's loss depends on when it was last trained on; for waves over the epoch
     curve: Curve | None = None  # the patterns of the curve; None where nobody looked

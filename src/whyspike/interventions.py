@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -58,6 +58,31 @@ class RescaleLoss(Intervention):
 
     def loss(self, at: StepContext, loss: torch.Tensor) -> torch.Tensor:
         return loss * self.factor(at) if acts(self.where, at) else loss
+
+
+class WeightMicroLosses(Intervention):
+    """Weight the micro-losses of a step by what their micro-batches hold: their mean is then the mean over all of it.
+
+    Args:
+        counts: by step, of each micro-batch in the order in which they are drawn.
+    """
+
+    def __init__(self, counts: Mapping[int, Sequence[float]], words: str, where: Where = "event") -> None:
+        self.counts, self.words = counts, words
+        self.where: Where = where
+        self._seen = (-1, 0)
+
+    def begin(self, model: nn.Module, optimizer: Optimizer) -> None:
+        self._seen = (-1, 0)
+
+    def loss(self, at: StepContext, loss: torch.Tensor) -> torch.Tensor:
+        if not acts(self.where, at):
+            return loss
+        step, k = self._seen
+        k = k + 1 if step == at.step else 0
+        self._seen = (at.step, k)
+        n = self.counts.get(at.step, ())
+        return loss * (len(n) * n[k] / sum(n)) if k < len(n) and sum(n) > 0 else loss
 
 
 class SkipBatch(Intervention):

@@ -19,6 +19,7 @@ from whyspike.stats import batch_mean_null
 from whyspike.types import Attribution, Event, Exponent, Run
 
 if TYPE_CHECKING:
+    from whyspike.accumulation import Accumulation
     from whyspike.gaps import GapCurve
     from whyspike.replay import Subject
 
@@ -67,7 +68,12 @@ def observe(run: Run, subject: Subject | None = None, progress: Progress | None 
     again: Mapping[int, float] = {}
     draws: SameDraws | None = None
     replayable = bool(run.capsules)
+    accumulation: Accumulation | None = None
     with subject.kept():
+        subject.learn_convention()
+        if subject.convention.nominal > 1:
+            say("splitting steps into their micro-batches", 0.02)
+            accumulation = _accumulation(subject, events)
         if run.facts.get("num_workers"):
             say("reading samples of recorded batches again", 0.05)
             again = reread(subject)
@@ -107,11 +113,44 @@ def observe(run: Run, subject: Subject | None = None, progress: Progress | None 
         reread=again,
         same_draws=draws,
         periods=periods,
+        accumulation=accumulation,
         replayable=replayable,
         gaps=gaps,
         curve=curve,
         missing=tuple(missing),
     )
+
+
+def _accumulation(subject: Subject, events: Sequence[Event]) -> Accumulation:
+    """What the loop does with micro-batches, and what the steps of the events would be as one batch."""
+    from whyspike.accumulation import STEPS, Accumulation, whole_loss
+    from whyspike.frozen import frozen, loss_value
+
+    pieces, windows = [], {}
+    steps = [int(s) for e in events for s in occurrences(subject.run, e)]
+    for step in [steps[int(k)] for k in np.unique(np.linspace(0, len(steps) - 1, STEPS).astype(int))] if steps else ():
+        try:
+            windows[step] = subject.window(step)
+            micro, whole = subject.split(windows[step])
+        except (WhySpikeError, StopIteration):
+            continue
+        if len(micro) > 1 and whole is not None:
+            pieces.append((step, micro, whole))
+
+    at: list[int] = []
+
+    def loss_of(batch: Any, step: int) -> float:
+        if at != [step]:
+            subject.at(windows[step], step)
+            at[:] = [step]
+        with frozen(subject.model):
+            return loss_value(subject.model, subject.loss_fn, batch)
+
+    try:
+        unit, misfit, splits = whole_loss(pieces, loss_of)
+    except WhySpikeError:
+        return Accumulation(convention=subject.convention)
+    return Accumulation(convention=subject.convention, unit=unit, misfit=misfit, splits=splits)
 
 
 def _missing(run: Run) -> Sequence[str]:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from whyspike import batches, exponent
 from whyspike.cause import Setup, catalogue
 from whyspike.checksum import checksums
 from whyspike.errors import BadTraining, WhySpikeError
-from whyspike.frozen import call_loss, frozen
+from whyspike.frozen import call_loss, frozen, loss_value
 from whyspike.loader_ids import data_loader, length, loader_facts
 from whyspike.training import Training, build
 from whyspike.types import Exponent, Finding, Note, Preflight
@@ -83,6 +84,7 @@ def measure_setup(training: Training) -> Setup:
         exponent_reason=reason,
         facts=facts | _optimizer_facts(training) | _model_facts(training.model),
         evaluation=_evaluation(training),
+        split=_split(training, train_mode),
     )
 
 
@@ -122,6 +124,27 @@ def _exponent(training: Training, first: _First, train_mode: bool) -> tuple[Expo
         return exponent.measure(model, loss_fn, first.batch, train_mode=train_mode), None
     except WhySpikeError as error:
         return None, str(error)
+
+
+def _split(training: Training, train_mode: bool) -> tuple[float, float] | None:
+    """The mean of a step's micro-losses, and the loss of all their samples at once; None where they cannot be had."""
+    k, inner, model = training.accumulate, data_loader(training.loader), training.model
+    if k < 2:
+        return None
+    try:
+        with _generators_kept(inner):
+            if inner is not None and inner.batch_sampler is not None:
+                groups = [list(_items(inner.dataset, rows)) for rows in islice(inner.batch_sampler, k)]
+                micro = [inner.collate_fn(items) for items in groups]
+                whole = inner.collate_fn([item for items in groups for item in items])
+            else:
+                micro = list(islice(training.loader, k))
+                whole = batches.concat(micro)
+        with frozen(model, train_mode=train_mode, seed=0):
+            losses = [loss_value(model, training.loss_fn, b) for b in micro]
+            return (sum(losses) / len(losses), loss_value(model, training.loss_fn, whole)) if len(losses) > 1 else None
+    except Exception:  # the loader and the loss are looked at elsewhere, and what fails is said there
+        return None
 
 
 def _evaluation(training: Training) -> tuple[str, ...] | None:

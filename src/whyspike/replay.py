@@ -21,6 +21,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from whyspike import batches, capsule, probeset
+from whyspike.accumulation import Convention, convention, cut_windows, joined
 from whyspike.boundary import Boundary
 from whyspike.errors import NotReplayable
 from whyspike.excess import JUMP_STEPS
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from whyspike.record import Recorder
 
 HELD_BYTES = 1 << 25  # of a state that may be held in memory for every event
+CONVENTION_STEPS = 4  # from a cut window on: its own loss shows what is logged, the next ones what was divided
 HORIZON = 20  # steps after the event; 90 % of a momentum of .9 is spent after 21 (causes.md C6: ln .1 / ln .9)
 
 
@@ -64,14 +66,14 @@ class Replayed:
     @property
     def noise(self) -> float:
         """Largest relative difference of a replayed loss to the recorded one."""
-        worst = 0.0
-        for ours, theirs in zip(self.reported, self.recorded, strict=True):
-            if ours == theirs or (math.isnan(ours) and math.isnan(theirs)):
-                continue
-            worst = (
-                max(worst, abs(ours - theirs) / max(abs(theirs), 1e-300)) if math.isfinite(ours - theirs) else math.inf
-            )
-        return worst
+        return max(map(_difference, self.reported, self.recorded), default=0.0)
+
+
+def _difference(ours: float, theirs: float) -> float:
+    """Relative; 0 for the same bits and for nan beside nan."""
+    if ours == theirs or (math.isnan(ours) and math.isnan(theirs)):
+        return 0.0
+    return abs(ours - theirs) / max(abs(theirs), 1e-300) if math.isfinite(ours - theirs) else math.inf
 
 
 class Draws:
@@ -113,6 +115,8 @@ class Subject:
         self.rule = rule or StepRule()
         self.dataset, self.collate, self.loader = dataset, collate, loader
         self.rng = np.random.default_rng(seed)
+        nominal = run.facts.get("accumulate")
+        self.convention = Convention(nominal=nominal if isinstance(nominal, int) and nominal > 0 else 1)
         self._probe_s: float | None = None
         self._loaded: dict[Path, capsule.Capsule] = {}
 
@@ -273,6 +277,36 @@ class Subject:
         finally:
             capsule.restore(before, self.model, self.optimizer, scaler=self.rule.scaler)
 
+    def learn_convention(self) -> None:
+        """Find out by replays how the loop treats a window that an epoch cut short. Call it inside `kept()`."""
+        nominal = self.convention.nominal
+        for path in self.run.capsules if nominal > 1 else ():
+            steps = self.capsule(path).steps
+            cut = next(cut_windows(steps, nominal), None)
+            if cut is not None:
+                window = Window(path, cut, None)
+                self.convention = convention(nominal, lambda made, w=window: self._noise_under(made, w))
+                return
+
+    def _noise_under(self, tried: Convention, window: Window) -> float:
+        """Largest relative difference to the record from the cut window on, if the loop had this convention."""
+        before, self.convention = self.convention, tried
+        try:
+            made = [
+                (loss, record.loss)
+                for record, loss in self._steps(window, BASELINE, None, stop=window.event_step + CONVENTION_STEPS)
+                if record.step >= window.event_step
+            ]
+        finally:
+            self.convention = before
+        return max((_difference(math.nan if ours is None else ours, theirs) for ours, theirs in made), default=math.inf)
+
+    def split(self, window: Window) -> tuple[tuple[Any, ...], Any | None]:
+        """The micro-batches of a window's step, and their samples as one batch; None where they cannot be joined."""
+        record = next(s for s in self.capsule(window.path).steps if s.step == window.event_step)
+        micro = tuple(record.batches or ())
+        return micro, joined(micro, lambda: None if record.ids is None else self.samples(record.ids))
+
     def at(self, window: Window, step: int) -> None:
         """Bring the model to the state before `step`, by replaying unchanged. Call it inside `kept()`."""
         for _ in self._steps(window, BASELINE, None, stop=step):
@@ -333,10 +367,7 @@ class Subject:
             boundary.apply(self.model, self.optimizer)
             record.prepare(self.optimizer)  # hyperparameters of the step, and the generators if the loader uses them
             boundary.apply_rng()
-            rule = StepRule(
-                accumulate=len(record.batches) if len(record.batches) > 1 else 1,
-                clip_grad_norm=record.clip,
-                scaler=self.rule.scaler,
-            )
+            rule = self.convention.rule(len(record.batches))
+            rule = replace(rule, clip_grad_norm=record.clip, scaler=self.rule.scaler)
             result = training_step(self.model, self.optimizer, self.loss_fn, drawn, at, intervention, rule)
             yield record, result.loss

@@ -21,7 +21,7 @@ from whyspike.cases._data import NoisyDigits
 if TYPE_CHECKING:
     from whyspike.record import Recorder
 
-BATCH, STEPS, EPOCHS = 64, 100, 12  # STEPS per epoch
+BATCH, STEPS, EPOCHS = 128, 100, 12  # STEPS per epoch
 DROPOUT = 0.5
 Batch = tuple[torch.Tensor, torch.Tensor]
 
