@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from whyspike.points import MEETING
 from whyspike.signals import logged
 from whyspike.types import Run
 
@@ -48,6 +49,9 @@ def own_periods(run: Run) -> tuple[OwnPeriod, ...]:
         others.append((_cycle(series.step, series.value), f"the cycle of {name}", False))
     if run.lr is not None:
         others.append((_cycle(run.step, run.lr), "the cycle of the learning rate", False))
+    meeting = run.facts.get(MEETING)
+    if isinstance(meeting, int):
+        others.append((meeting, "the epoch, as a log of some of its steps meets it", False))
     workers, micro = run.facts.get("num_workers"), run.facts.get("accumulate")
     micro = micro if isinstance(micro, int) and micro > 0 else 1
     if isinstance(workers, int) and workers > 1:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import lcm
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,7 @@ from whyspike.types import Event, Run
 if TYPE_CHECKING:
     from whyspike.periods import PeriodResult
 
+MEETING = "points until the log holds the same step of the epoch again"
 REGULAR = 0.9  # of the distances between neighbouring rows are the same
 
 
@@ -57,9 +59,17 @@ def as_points(run: Run) -> Run:
         index=index,
         steps_per_epoch=epoch_points,
         signals=signals,
-        facts={},  # intervals that they name are counted in steps
+        facts=_meeting(run, every),  # the intervals that the run's own facts name are counted in steps
         marks=(),
     )
+
+
+def _meeting(run: Run, every: int) -> dict[str, object]:
+    """After how many points the log holds the same step of the epoch again, where that is not every epoch."""
+    size = run.steps_per_epoch
+    if not size or size % every == 0:
+        return {}
+    return {MEETING: lcm(size, every) // every}
 
 
 def in_steps(run: Run, events: Sequence[Event]) -> tuple[Event, ...]:

@@ -1,6 +1,6 @@
 """A log of every tenth step of a training that spikes on the last batch of every epoch.
 
-Digits whose loss is averaged twice; the last batch has 2 images instead of 32, and a loss 16 times as high. An epoch
+Digits whose loss is averaged twice; the last batch has 4 images instead of 32, and a loss 8 times as high. An epoch
 has 33 steps, so that the log meets its last step once in ten epochs. In the twin the loss is averaged once.
 """
 
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from whyspike.case import PLAIN, Case, Log, Vary
 from whyspike.cases._data import digits
 
-LAST = 2  # images of the last batch
+LAST = 4  # images of the last batch
 MEETINGS = 6  # logged values of an epoch's last step
 
 
@@ -27,7 +27,7 @@ def _log(seed: int, vary: Vary, *, twice: bool) -> Log:
         width = vary.of(32, vary.width)
         model = nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10))
         batch_size = vary.of(32, vary.batch_size, 16)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.002 * vary.lr * (batch_size if twice else 1))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0005 * vary.lr * (batch_size if twice else 1))
         full = vary.of(1024, vary.n) // batch_size
         order = torch.Generator().manual_seed(seed)
         loader = DataLoader(digits(full * batch_size + LAST), batch_size=batch_size, shuffle=True, generator=order)
