@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from whyspike.curve import Curve
     from whyspike.excess import Measure
     from whyspike.gaps import GapCurve
+    from whyspike.numerics import Numerics
     from whyspike.periods import PeriodResult
     from whyspike.plotted import Plotted
     from whyspike.profile import Profile
@@ -52,6 +53,7 @@ class Setup:
     exponent: Exponent | None  # None when it could not be measured; then `exponent_reason` says why
     exponent_reason: str | None
     facts: Mapping[str, object] = field(default_factory=dict)  # optimizer name, momentum, …
+    numerics: Numerics | None = None  # of the loss function; None where it could not be looked at
     evaluation: tuple[str, ...] | None = None  # what a call of evaluate(model) changes; None: not known
     # Of the micro-batches of a step: the mean of their losses, and the loss of all their samples at once, in eval mode
     split: tuple[float, float] | None = None
@@ -79,6 +81,7 @@ class Observation:
     exponent: Exponent | None = None
     units: Units | None = None
     batch_null: Mapping[str, float] = field(default_factory=dict)  # event id → p of the batch-mean null
+    numerics: Numerics | None = None
     profiles: Mapping[str, Profile] = field(default_factory=dict)  # by event id, of the network's own spikes
     periods: tuple[PeriodResult, ...] = ()  # tests of the periods that the run has by itself, the epoch first
     reread: Mapping[int, float] = field(default_factory=dict)  # step → share of its samples that read the same again

@@ -132,7 +132,33 @@ class Experiment:
         self._pairs.clear()
         self._done.clear()
         self.seen = replace(self.seen, events=tuple(events))
+        self._locate(progress)
         return self.seen
+
+    def _locate(self, progress: Progress | None = None) -> None:
+        """Find what made the first value that is not finite, of events that are not."""
+        from whyspike import nonfinite
+        from whyspike.numerics import Numerics
+
+        found = {}
+        for event in self.seen.events:
+            if event.kind != "non-finite":
+                continue
+            if progress:
+                progress("looking for the first value that is not finite", 0.0)
+            try:
+                located = nonfinite.find(self.subject, self.subject.window(event.step))
+            except NotReplayable:
+                continue
+            if located is not None:
+                found[event.id] = located
+        if found:
+            events = tuple(
+                replace(e, sample_ids=tuple(map(str, found[e.id].samples[:64])) or e.sample_ids) if e.id in found else e
+                for e in self.seen.events
+            )
+            numerics = replace(self.seen.numerics or Numerics(), located=found)
+            self.seen = replace(self.seen, events=events, numerics=numerics)
 
     def profile(self, progress: Progress | None = None) -> Observation:
         """Profile the spikes of the network: the observation with their kinds, and what set them off by name.
@@ -277,8 +303,8 @@ class Experiment:
             state_reference=state_reference,
             excess=excess(
                 measure,
-                reported=made.reported,
-                state=made.state,
+                reported=made.excess_reported,
+                state=made.excess_state,
                 onset=onset,
                 length=1 if pair.event.period else pair.event.last_step - pair.event.step + 1,
                 reported_reference=reported_reference,

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from whyspike import batches
 from whyspike.boundary import Boundary, Part
+from whyspike.lossform import LossForms
 from whyspike.seams import EpochContext, Intervention, StepContext
 
 Where = Literal["event", "onward", "control", "partial", "always"] | int
@@ -292,6 +293,27 @@ class SubtractMomentum(Intervention):
         if acts(self.where, at):
             for buffer, without in self.kept:
                 buffer.copy_(without)
+
+
+class StableForms(Intervention):
+    """The loss's logarithms of probabilities computed from the logits, as a loss on logits does it."""
+
+    words = "the loss computed from the logits"
+
+    def begin(self, model: nn.Module, optimizer: Optimizer) -> None:
+        self._mode: LossForms | None = None
+
+    def batch(self, at: StepContext, batch: Any) -> Any:
+        if self._mode is None:
+            self._mode = LossForms(stable=True)
+            self._mode.__enter__()
+        return batch
+
+    def loss(self, at: StepContext, loss: torch.Tensor) -> torch.Tensor:
+        if self._mode is not None:
+            self._mode.__exit__(None, None, None)
+            self._mode = None
+        return loss
 
 
 class ScaleLr(Intervention):

@@ -13,6 +13,8 @@ from whyspike.cause import Observation, Units, is_on_last_batch
 from whyspike.curve import Curve, look, with_patterns
 from whyspike.detect import detect
 from whyspike.errors import WhySpikeError
+from whyspike.numerics import Numerics
+from whyspike.numerics import look as look_at_numbers
 from whyspike.periods import PeriodResult, occurrences, period_results, periodic_events
 from whyspike.points import as_points, in_steps, periods_in_steps
 from whyspike.stats import batch_mean_null
@@ -67,6 +69,7 @@ def observe(run: Run, subject: Subject | None = None, progress: Progress | None 
     gaps: GapCurve | None = None
     again: Mapping[int, float] = {}
     draws: SameDraws | None = None
+    numerics: Numerics | None = None
     replayable = bool(run.capsules)
     accumulation: Accumulation | None = None
     with subject.kept():
@@ -79,6 +82,10 @@ def observe(run: Run, subject: Subject | None = None, progress: Progress | None 
             again = reread(subject)
         if not again or min(again.values()) < 1.0:
             draws = same_draws(subject)
+        try:
+            numerics = look_at_numbers(subject.model, subject.loss_fn, subject.draw(subject.batch_size))
+        except WhySpikeError as error:
+            missing.append(f"what the loss does with probabilities: {error}")
         say("measuring the exponent of the loss in the batch size", 0.1)
         try:
             exponent = _exponent(subject)
@@ -108,6 +115,7 @@ def observe(run: Run, subject: Subject | None = None, progress: Progress | None 
         events=_named(run, events),
         attributions=attributions,
         exponent=exponent,
+        numerics=numerics,
         units=units,
         batch_null=null,
         reread=again,

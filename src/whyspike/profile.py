@@ -298,7 +298,7 @@ class Trials:
         return share
 
     def _area(self, made: Replayed) -> float:
-        return area_above(made.state[self._from :], self.level)
+        return area_above(made.excess_state[self._from :], self.level)
 
 
 def _at(offset: int) -> str:

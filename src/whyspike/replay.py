@@ -57,6 +57,21 @@ class Replayed:
     state: tuple[float, ...]  # probe loss right after the step
     state_before: float  # probe loss at the capsule
     recorded: tuple[float, ...]  # what the record says for the same steps
+    skipped: frozenset[int] = frozenset()  # steps that the intervention left out
+
+    @property
+    def excess_reported(self) -> tuple[float, ...]:
+        """The logged losses, infinite where they became NaN, and NaN only where there was no step."""
+        steps = range(self.first_step, self.first_step + len(self.reported))
+        return tuple(
+            math.inf if math.isnan(v) and k not in self.skipped else v
+            for k, v in zip(steps, self.reported, strict=True)
+        )
+
+    @property
+    def excess_state(self) -> tuple[float, ...]:
+        """The probe losses, infinite where they became NaN."""
+        return tuple(math.inf if math.isnan(v) else v for v in self.state)
 
     @property
     def reproduced(self) -> bool:
@@ -329,15 +344,19 @@ class Subject:
         capsule.restore(self.capsule(window.path), self.model, self.optimizer, scaler=self.rule.scaler)
         before = self.probe()
         reported, state, recorded = [], [], []
+        skipped: set[int] = set()
         first = None
         for record, loss in self._steps(window, intervention, redraw, stop=window.event_step + horizon + 1):
             first = record.step if first is None else first
             reported.append(math.nan if loss is None else loss)
+            if loss is None:
+                skipped.add(record.step)
             state.append(self.probe())
             recorded.append(record.loss)
         if first is None:
             raise NotReplayable(f"the capsule before step {window.event_step} holds no batches")
-        return Replayed(first, window.event_step, tuple(reported), tuple(state), before, tuple(recorded))
+        values = (tuple(reported), tuple(state), before, tuple(recorded), frozenset(skipped))
+        return Replayed(first, window.event_step, *values)
 
     def _steps(
         self, window: Window, intervention: Intervention, redraw: int | None, stop: int

@@ -39,3 +39,12 @@ class NoisyDigits(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     def __getitems__(self, rows: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         noise = torch.randn(len(rows), 64, generator=self.draw)
         return list(zip(self.pixels[rows] + self.noise * noise, self.classes[rows], strict=True))
+
+
+@cache
+def noisy_digits(n: int, noise: float, seed: int = 0) -> TensorDataset:
+    """N digits drawn with replacement, each with noise of its own: data enough that none is seen twice."""
+    draw = torch.Generator().manual_seed(seed)
+    images, classes = digits(1797).tensors
+    pick = torch.randint(len(images), (n,), generator=draw)
+    return TensorDataset(images[pick] + noise * torch.randn(n, 64, generator=draw), classes[pick])
