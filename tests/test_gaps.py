@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from whyspike.epochs import Epochs
-from whyspike.gaps import PER_BIN, WIDTH, Looked, curve, gaps, gaps_before, look, quarter_gaps
+from whyspike.gaps import PER_BIN, WIDTH, Looked, curve, gaps, gaps_before, look, quarter_gaps, share_of_pattern
 from whyspike.readers import read
 from whyspike.record import watch
 from whyspike.replay import Subject
@@ -160,6 +160,14 @@ def test_an_interval_holds_nothing_where_there_is_no_effect() -> None:
         assert made is not None
         inside += made.interval[0] <= 0 <= made.interval[1]
     assert inside >= 14  # eight clusters make a bootstrap interval somewhat too short
+
+
+def test_the_share_of_a_pattern_and_its_error() -> None:
+    shape = np.array([-0.1, 0.0, 0.0, 0.1])
+    rows = np.array([shape * f + 3.0 for f in (0.1, 0.3, 0.1, 0.3)])
+    assert share_of_pattern(rows, shape) == pytest.approx((0.2, np.std([0.1, 0.3, 0.1, 0.3], ddof=1) / 2))
+    assert share_of_pattern(rows[:3], shape) is None
+    assert share_of_pattern(np.full((5, 4), np.nan), shape) is None
 
 
 def test_one_cluster_has_no_interval_and_no_curve() -> None:

@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 
 WIDTH = 0.125  # epochs; of a bin
 BINS = 16  # up to 2 epochs: the longest gap of a reshuffled epoch, and of a reversed one
-PER_BIN = 128  # samples of each bin at each state
+PER_BIN = 96  # samples of each bin at each state
 LEAST = 16  # samples in a bin, below which it is left out
-PHASES = (0.25, 0.5, 0.75)  # of an epoch, where the network is looked at: together they show gaps from 0 to 7/4
+LEAST_PERIOD = 16  # steps of an epoch, two for each eighth
+PHASES = (0.125, 0.375, 0.625, 0.875)  # the middles of the quarters: together they show gaps from 0 to 15/8
 EPOCHS = 8  # clusters of the bootstrap
 DRAWS = 2000
 
@@ -105,6 +106,8 @@ class Looked:
     gap: np.ndarray  # mean gap of the batch, epochs
     loss: np.ndarray  # nats
     n: np.ndarray  # samples
+    # log loss on fixed samples at these phases, less a line from the epoch's begin to its end: [E, phases], nats
+    probe: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,7 @@ class GapCurve:
     clusters: int
     observed: np.ndarray  # nats, [4]: the logged loss in the quarters of the epoch, about its mean
     predicted: np.ndarray  # nats, [4]: what the curve makes of the run's own gaps
+    probe: tuple[float, float] | None = None  # share of the pattern in the loss on fixed samples, its standard error
 
     @property
     def explained(self) -> float:
@@ -136,23 +140,28 @@ def look(epochs: Epochs, *, most: int = EPOCHS, phases: Sequence[float] = PHASES
         phases: fractions of the epoch at which to look.
 
     Returns:
-        None where no epoch can be replayed.
+        None where no epoch can be replayed, or where one has fewer than 16 steps.
     """
     run = epochs.subject.run
     windows = epochs.windows(0, int(run.step[-1]), most) if len(run) else []
-    if not windows:
+    if not windows or (run.steps_per_epoch or 0) < LEAST_PERIOD:
         return None
     rng = np.random.default_rng(seed)
     rows: list[tuple[int, int, int, float, float, int]] = []
+    probes: list[list[float]] = []
     state = 0
     for window in windows:
-        for step in epochs.along(window, phases):
-            rows += [(window.epoch, state, *row) for row in _at_one_state(epochs.subject.loss_of, run, step, rng)]
-            state += 1
+        seen = []
+        for step in epochs.along(window, (0.0, *phases, 1.0)):
+            seen.append(float(np.log(max(epochs.subject.probe(), 1e-300))))
+            if window.first_step < step <= window.last_step:
+                rows += [(window.epoch, state, *row) for row in _at_one_state(epochs.subject.loss_of, run, step, rng)]
+                state += 1
+        probes.append([v - seen[0] - p * (seen[-1] - seen[0]) for v, p in zip(seen[1:-1], phases, strict=True)])
     if not rows:
         return None
     cluster, states, bins, gap, loss, n = (np.array(c) for c in zip(*rows, strict=True))
-    return Looked(cluster, states, bins, gap, loss, n)
+    return Looked(cluster, states, bins, gap, loss, n, np.array(probes))
 
 
 def _at_one_state(
@@ -211,7 +220,25 @@ def curve(looked: Looked, run: Run, *, draws: int = DRAWS, seed: int = 0) -> Gap
         clusters=len(names),
         observed=observed,
         predicted=_predicted(run, found, middle, level),
+        probe=_probe_share(run, looked.probe),
     )
+
+
+def share_of_pattern(table: np.ndarray, shape: np.ndarray) -> tuple[float, float] | None:
+    """How much of a pattern of the quarters is in the rows, [K, 4]: the mean least-squares share and its error."""
+    rows = table[np.isfinite(table).all(axis=1)] if table.size else table
+    size = float(shape @ shape)
+    if len(rows) < 4 or size <= 0:
+        return None
+    shares = (rows - rows.mean(axis=1, keepdims=True)) @ shape / size
+    return float(shares.mean()), float(shares.std(ddof=1) / len(shares) ** 0.5)
+
+
+def _probe_share(run: Run, probe: np.ndarray | None) -> tuple[float, float] | None:
+    shape = quarters(run)
+    if probe is None or probe.ndim != 2 or probe.shape[1] != 4 or shape is None:
+        return None
+    return share_of_pattern(probe, shape)
 
 
 def _within(values: np.ndarray, looked: Looked) -> np.ndarray:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 FLAT = 0.2  # of the amplitude: less than that and the network did not move with the loss (causes.md A1)
 MOVES = 0.5  # more than that, and the network itself moves
+VAGUE = 0.25  # a standard error of that share above which it says nothing
 LEAST_RISE = 0.3  # epochs from the first quarter to the last: .75 for a reshuffle, 0 for a fixed order
 SURE = 0.001  # p of a wave that is spoken of, as of one that is an event (periods.WAVE_ALPHA)
 NOISY = 1.5  # times the wave, in nats: a single epoch's fall among the noise of its batches
@@ -136,17 +137,18 @@ class EpochalSawtooth(Cause):
 
     def _probe(self, seen: Observation, evidence: list[Evidence]) -> str | None:
         """Add how much of the pattern fixed samples show. Returns why this cannot be the cause."""
-        share = _probe_share(seen)
-        if share is None:
+        found = _probe_share(seen)
+        if found is None:
             return None
+        share, error = found
         evidence.append(
             Evidence(
                 statement="share of the pattern in the loss on fixed training samples",
-                observed=percent(share),
+                observed=f"{percent(share)} (± {percent(2 * error)})",
                 expected=f"100 % if the network got better and worse; below {percent(FLAT)} if it did not",
             )
         )
-        return "the network itself gets better and worse with the logged loss" if share >= MOVES else None
+        return "the network itself gets better and worse with the logged loss" if share - 3 * error >= MOVES else None
 
     def _validation(self, seen: Observation, evidence: list[Evidence]) -> None:
         for name in _validation_losses(seen):
@@ -295,20 +297,22 @@ def _law(seen: Observation) -> np.ndarray | None:
     return quarter_gaps(seen.run)
 
 
-def _probe_share(seen: Observation) -> float | None:
-    """How much of the loss's profile over the epoch is in the probe's; None where it was not measured often enough."""
-    import numpy as np
+def _probe_share(seen: Observation) -> tuple[float, float] | None:
+    """How much of the loss's pattern the loss on fixed samples has, and its standard error; None where it says nothing.
 
+    Measured at the frozen states of the gap curve where there is one, else by the probe of the record.
+    """
     from whyspike.folding import folded
+    from whyspike.gaps import share_of_pattern
+    from whyspike.pattern import quarters
 
-    probe = seen.run.signals.get("probe")
-    if probe is None:
+    probe, shape = seen.run.signals.get("probe"), quarters(seen.run)
+    if seen.gaps is not None and seen.gaps.probe is not None:
+        return seen.gaps.probe
+    if probe is None or shape is None:
         return None
-    loss, state = folded(seen.run, 4).profile, folded(seen.run, 4, probe).profile
-    if not np.isfinite([*loss, *state]).all():
-        return None
-    loss, state = loss - loss.mean(), state - state.mean()
-    return float(loss @ state / (loss @ loss)) if loss @ loss > 0 else None
+    found = share_of_pattern(folded(seen.run, 4, probe).table, shape)
+    return found if found is not None and found[1] <= VAGUE else None
 
 
 def _validation_losses(seen: Observation) -> list[str]:
