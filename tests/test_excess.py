@@ -44,6 +44,22 @@ def test_dip_is_the_area_below() -> None:
     assert got == pytest.approx(2.0)
 
 
+def test_height_and_deviation_count_what_is_on_the_other_side_against_it() -> None:
+    reported = [1.0, math.e**2, math.exp(-0.5), 9.0]
+    for measure, direction, expected in (("height", 1.0, 1.5), ("deviation", -1.0, -1.5)):
+        got = excess(
+            measure,  # type: ignore[arg-type]
+            reported=reported,
+            state=[1.0] * 4,
+            onset=1,
+            length=2,
+            reported_reference=1.0,
+            state_reference=1.0,
+            direction=direction,
+        )
+        assert got == pytest.approx(expected)
+
+
 def test_a_skipped_step_counts_nothing_and_an_overflow_counts_the_cap() -> None:
     assert area_above([math.nan, 1.0], 1.0) == 0.0
     assert log_rise(math.inf, 1.0) == CAP

@@ -12,10 +12,10 @@ from torch.utils.data import Dataset
 import whyspike
 from whyspike.cases.bad_shard import WorkerLoader
 from whyspike.cases.bad_worker import DigitFile
-from whyspike.cases.dataloader_reseed import ErasedDigits, reseed
+from whyspike.cases.dataloader_reseed import CroppedDigits, reseed
 from whyspike.readers import read
 from whyspike.replay import Subject
-from whyspike.reread import Repeats, repeats, reread, same_rows
+from whyspike.reread import SameDraws, reread, same_draws, same_rows
 
 
 def loss_fn(model: nn.Module, batch) -> torch.Tensor:
@@ -73,19 +73,19 @@ def test_recorded_batches_are_read_again_and_a_bad_worker_differs(bad, tmp_path)
 
 @pytest.mark.parametrize("sick", [True, False])
 def test_workers_that_begin_every_epoch_alike_are_found(sick, tmp_path):
-    subject = recorded(ErasedDigits(160, 0), tmp_path / "run", num_workers=2, worker_init_fn=None if sick else reseed)
+    subject = recorded(CroppedDigits(160, 0), tmp_path / "run", num_workers=2, worker_init_fn=None if sick else reseed)
     before = torch.get_rng_state()
-    found = repeats(subject)
+    found = same_draws(subject)
     assert torch.equal(before, torch.get_rng_state())
     assert found is not None
     assert found.random > 0.5
-    assert found.repeats == sick
+    assert found.proven == sick
     assert (found.alike == 1.0) == sick
 
 
 def test_a_deterministic_loader_repeats_nothing_that_is_random(tmp_path):
-    assert repeats(recorded(DigitFile(160, None), tmp_path / "run", num_workers=2)) is None
-    assert repeats(recorded(DigitFile(160, None), tmp_path / "other")) is None
+    assert same_draws(recorded(DigitFile(160, None), tmp_path / "run", num_workers=2)) is None
+    assert same_draws(recorded(DigitFile(160, None), tmp_path / "other")) is None
 
 
 class Globally(DigitFile):
@@ -102,10 +102,10 @@ def test_a_generator_that_is_seeded_in_every_epoch_is_found_in_the_record(sick, 
     def seed() -> None:
         np.random.seed(0)  # noqa: NPY002
 
-    found = repeats(recorded(Globally(160, None), tmp_path / "run", epochs=6, each_epoch=seed if sick else None))
+    found = same_draws(recorded(Globally(160, None), tmp_path / "run", epochs=6, each_epoch=seed if sick else None))
     if sick:
-        assert found == Repeats(same=1.0, random=1.0, alike=None, n=0, generator="numpy")
-        assert found.repeats
+        assert found == SameDraws(same=1.0, random=1.0, alike=None, n=0, generator="numpy")
+        assert found.proven
     else:
         assert found is None
 

@@ -130,6 +130,8 @@ def _harm(verdict: Verdict, events: Sequence[Event]) -> str:
         return f"It damages the network{worst}."
     if verdict.silent:
         return "No event of this loss shows it."
+    if not states and not verdict.arms:
+        return "Whether the network moves with it, this record does not say."
     return "Only the plotted number moves; the network does not."
 
 

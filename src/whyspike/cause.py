@@ -29,9 +29,10 @@ if TYPE_CHECKING:
     from whyspike.periods import PeriodResult
     from whyspike.plotted import Plotted
     from whyspike.profile import Profile
-    from whyspike.reread import Repeats
+    from whyspike.reread import SameDraws
     from whyspike.sampling import Sampling
     from whyspike.seams import Intervention
+    from whyspike.terms import Terms
 
 Draw = Callable[[int], Any]
 
@@ -81,7 +82,7 @@ class Observation:
     profiles: Mapping[str, Profile] = field(default_factory=dict)  # by event id, of the network's own spikes
     periods: tuple[PeriodResult, ...] = ()  # tests of the periods that the run has by itself, the epoch first
     reread: Mapping[int, float] = field(default_factory=dict)  # step → share of its samples that read the same again
-    repeats: Repeats | None = None  # of a loader that draws at random: whether its epochs are the same
+    same_draws: SameDraws | None = None  # of a loader that draws at random: whether its epochs are the same
     accumulation: Accumulation | None = None  # what is done with the micro-batches of a step; None without any
     replayable: bool = False  # model, loss_fn and capsules are at hand
     gaps: GapCurve | None = None  # how a sample's loss depends on when it was last trained on; for waves over the epoch
@@ -101,6 +102,13 @@ class Observation:
         from whyspike.plotted import plotted
 
         return plotted(self.run)
+
+    @cached_property
+    def terms(self) -> Terms | None:
+        """The logged numbers that add up to the loss; None when they do not."""
+        from whyspike.terms import terms
+
+        return terms(self.run)
 
     def event(self, event_id: str) -> Event:
         return next(e for e in self.events if e.id == event_id)

@@ -153,6 +153,7 @@ def prove(
     /,
     *,
     budget: float | None = None,
+    full: bool = False,
     format: Format | None = None,
     output: Output = None,
     force: bool = False,
@@ -162,6 +163,7 @@ def prove(
     Args:
         target: file.py:function, where the function returns a whyspike.Training; or a recorded run that names one.
         budget: the most minutes to spend.
+        full: replay with every change that there is, to see what each of them removes.
         format: of the result; without it, what the name of FILE ends in, else full.
         output: write the result to this file instead of standard output.
         force: overwrite the file.
@@ -176,7 +178,7 @@ def prove(
     from whyspike import pipeline
 
     with Progress() as progress:
-        diagnosis = pipeline.prove(source, target=targets.stored(target), budget=budget, progress=progress)
+        diagnosis = pipeline.prove(source, target=targets.stored(target), budget=budget, full=full, progress=progress)
     put_diagnosis(diagnosis, choose(format, output), output, force=force)
     return exit_code(diagnosis)
 

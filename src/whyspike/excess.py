@@ -1,13 +1,14 @@
 """How much an event costs: the area above the level before it, in log-loss times steps.
 
-Seven measures, because a number that is plotted, a network that is damaged and a damage that grows are three things:
+Nine measures, because a number that is plotted, a network that is damaged and a damage that grows are three things:
 
 - `state`: area of the probe loss above its level before the event, from the event on;
 - `reported`: area of the logged loss above its median over the 64 steps before, over the event's own steps;
 - `growth`: area of the probe loss above its level right after the event's first step, over the steps that follow:
   what the optimizer's memory adds to a step that is already made;
 - `dip`: as `reported`, below the level instead of above it;
-- `deviation`: `dip` for an event below its level, `reported` for any other;
+- `height`: as `reported`, but what lies below the level counts against it, so that noise adds nothing on average;
+- `deviation`: as `height`, counted downwards for an event that lies below its level;
 - `jump`: mean log of the logged loss over the eight steps from the event on, less that over the eight before it, both
   of the same replay; counted in the direction in which the record jumps;
 - `pattern`: of a replayed epoch, the amplitude (lowest to highest phase, nats) of the pattern that the other epochs of
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from whyspike.pattern import Pattern
 
-Measure = Literal["state", "reported", "growth", "dip", "deviation", "jump", "pattern", "rise"]
+Measure = Literal["state", "reported", "growth", "dip", "height", "deviation", "jump", "pattern", "rise"]
 
 
 JUMP_STEPS = 8  # on either side
@@ -64,11 +65,10 @@ def excess(
     """The excess of one replay.
 
     Args:
-        measure: any but "pattern" and "rise", which `pattern_excess` measures, and "deviation", which depends on the
-            event.
+        measure: any but "pattern" and "rise", which `pattern_excess` measures.
         onset: position of the event's first step in `reported` and `state`.
         length: steps of the event itself, for the logged loss.
-        direction: -1.0 where the record jumps down, for "jump".
+        direction: -1.0 where the record jumps down, for "jump", or lies below its level, for "deviation".
     """
     if measure == "jump":
         return direction * jump(reported, onset, reported_reference)
@@ -77,6 +77,9 @@ def excess(
     if measure == "dip":
         own = reported[onset : onset + length]
         return sum(max(0.0, -log_rise(v, reported_reference)) for v in own if not math.isnan(v))
+    if measure in ("height", "deviation"):
+        own = reported[onset : onset + length]
+        return direction * sum(log_rise(v, reported_reference) for v in own if not math.isnan(v))
     if measure == "growth":
         return area_above(state[onset + 1 :], max(state[onset], state_reference))
     return area_above(state[onset:], state_reference)

@@ -15,6 +15,7 @@ import numpy as np
 from whyspike.cause import Cause, Observation
 from whyspike.epoch_experiment import EpochExperiment
 from whyspike.errors import NotReplayable
+from whyspike.everychange import every_change
 from whyspike.excess import Measure, excess, jump
 from whyspike.periods import occurrences
 from whyspike.profile import Profile, Profiler
@@ -49,10 +50,11 @@ class Experiment:
 
     Args:
         most: pairs at most.
+        full: replay every change that there is, also where a verdict does not need it.
     """
 
-    def __init__(self, subject: Subject, seen: Observation, *, most: int = PAIRS) -> None:
-        self.subject, self.seen, self.most = subject, seen, most
+    def __init__(self, subject: Subject, seen: Observation, *, most: int = PAIRS, full: bool = False) -> None:
+        self.subject, self.seen, self.most, self.full = subject, seen, most, full
         self._done: dict[tuple[int, str, str], Replayed] = {}
         self._pairs: dict[tuple[str, ...], list[Pair]] = {}
         self._epochs: EpochExperiment | None = None
@@ -207,14 +209,17 @@ class Experiment:
             if self._epochs is None:
                 self._epochs = EpochExperiment(self.subject)
             return self._epochs.trials(cause, suspicion, self.seen, progress)
-        pairs = self.pairs(suspicion.events, cause)
+        pairs = self.pairs(self._replayed(cause, suspicion.events), cause)
         if not pairs:
             return ()
         if cause.one_event:
             pairs = pairs[:1]
         measure = self.measure_of(cause, suspicion.events)
         draw = Draws(self.subject)
-        interventions = cause.interventions(self.seen, draw)
+        interventions = list(cause.interventions(self.seen, draw))
+        if self.full and interventions:
+            own = {i.words for i in interventions}
+            interventions += [i for i in every_change(self.seen, self.subject) if i.words not in own]
         placebo = cause.placebo(self.seen, draw) if interventions else None  # beside nothing it would say nothing
         arms: list[tuple[ArmName, Intervention]] = [
             ("baseline", BASELINE),
@@ -230,12 +235,18 @@ class Experiment:
                 made += [self._trial(cause, arm, intervention, pair, measure)]
         if len(pairs) == 1 and placebo is not None:
             first = pairs[0]
-            for k in range(PLACEBO_DRAWS):
+            draws = PLACEBO_DRAWS if not suspicion.identity else LEAST_PAIRS  # an identity needs no p-value
+            for k in range(draws):
                 if progress and k % 10 == 0:
-                    progress(f"replaying {cause.id}: placebo draw {k + 1} of {PLACEBO_DRAWS}", k / PLACEBO_DRAWS)
+                    progress(f"replaying {cause.id}: placebo draw {k + 1} of {draws}", k / draws)
                 drawn = replace(first, number=first.number + 1 + k, redraw=k)
                 made += [self._trial(cause, "placebo", placebo, drawn, measure, horizon=_needed(first.event, measure))]
         return tuple(made)
+
+    def _replayed(self, cause: Cause, event_ids: Sequence[str]) -> tuple[str, ...]:
+        """The events that the cause is proven on: where the network decides, those in which it moved."""
+        moved = [i for i in event_ids if (self.seen.event(i).state or 0.0) >= VISIBLE]
+        return tuple(moved if cause.measure in ("state", "growth") and moved else event_ids)
 
     def _trial(
         self,
@@ -248,8 +259,6 @@ class Experiment:
     ) -> Trial:
         made = self.replay(pair, intervention, horizon)
         onset = onset_of(made)
-        if measure == "deviation":
-            measure = "dip" if (pair.event.reported or 1.0) < 1.0 else "reported"
         reported_reference = _reported_reference(self.seen, made.event_step)
         state_reference = level_before(made)
         recorded = arm == "baseline" and pair.redraw is None
@@ -274,15 +283,19 @@ class Experiment:
                 length=1 if pair.event.period else pair.event.last_step - pair.event.step + 1,
                 reported_reference=reported_reference,
                 state_reference=state_reference,
-                direction=_direction(self.seen, made.event_step) if measure == "jump" else 1.0,
+                direction=_direction(self.seen, measure, pair.event, made.event_step),
             ),
             reproduced=made.reproduced if recorded else None,
             noise=made.noise if recorded else None,
         )
 
 
-def _direction(seen: Observation, step: int) -> float:
-    """-1.0 where the recorded loss falls at a step, else 1.0."""
+def _direction(seen: Observation, measure: Measure, event: Event, step: int) -> float:
+    """-1.0 where an excess is counted downwards: where the record falls at a step, or an event lies below its level."""
+    if measure == "deviation":
+        return -1.0 if (event.reported or 1.0) < 1.0 else 1.0
+    if measure != "jump":
+        return 1.0
     row = int(np.searchsorted(seen.run.step, step))
     return -1.0 if jump(seen.run.loss.tolist()[: row + 64], row, _reported_reference(seen, step)) < 0 else 1.0
 
@@ -298,7 +311,7 @@ def _moved(event: Event, late: int, factor: float) -> Event:
 def _needed(event: Event, measure: Measure) -> int:
     """Steps after the event that the measure looks at: the logged loss counts on the event's own steps alone."""
     own = 1 if event.period else event.last_step - event.step + 1
-    return min(HORIZON, own) if measure in ("reported", "dip") else HORIZON
+    return min(HORIZON, own) if measure in ("reported", "dip", "height", "deviation") else HORIZON
 
 
 def _begun_by(event: Event, profile: Profile) -> Event:

@@ -19,6 +19,12 @@ def number(x: float | None) -> str:
     return f"{x:,.0f}" if 1000 <= abs(x) < 1e6 else f"{x:.3g}"
 
 
+def ordinal(n: int) -> str:
+    """`1st`, `12th`, `33rd`."""
+    tail = "th" if n % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th")
+    return f"{n}{tail}"
+
+
 def factor(x: float | None) -> str:
     """`15.9 x`."""
     return "not finite" if x is None or not math.isfinite(x) else f"{number(x)} x"

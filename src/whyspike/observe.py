@@ -53,7 +53,7 @@ def observe(run: Run, subject: Subject | None = None, progress: Progress | None 
     if subject is None:
         named = _named(run, events)
         return Observation(run=run, events=named, periods=periods, curve=curve, missing=tuple(missing))
-    from whyspike.reread import Repeats, repeats, reread
+    from whyspike.reread import SameDraws, reread, same_draws
 
     exponent: Exponent | None = None
     attributions: dict[str, Attribution] = {}
@@ -61,7 +61,7 @@ def observe(run: Run, subject: Subject | None = None, progress: Progress | None 
     units: Units | None = None
     gaps: GapCurve | None = None
     again: Mapping[int, float] = {}
-    repeated: Repeats | None = None
+    draws: SameDraws | None = None
     replayable = bool(run.capsules)
     accumulation: Accumulation | None = None
     with subject.kept():
@@ -73,7 +73,7 @@ def observe(run: Run, subject: Subject | None = None, progress: Progress | None 
             say("reading samples of recorded batches again", 0.05)
             again = reread(subject)
         if not again or min(again.values()) < 1.0:
-            repeated = repeats(subject)
+            draws = same_draws(subject)
         say("measuring the exponent of the loss in the batch size", 0.1)
         try:
             exponent = _exponent(subject)
@@ -106,7 +106,7 @@ def observe(run: Run, subject: Subject | None = None, progress: Progress | None 
         units=units,
         batch_null=null,
         reread=again,
-        repeats=repeated,
+        same_draws=draws,
         periods=periods,
         accumulation=accumulation,
         replayable=replayable,
@@ -250,7 +250,8 @@ def _on_the_network(
     attributions: dict[str, Attribution] = {}
     null: dict[str, float] = {}
     height: Callable[[Event], float] = lambda e: abs(np.log(e.reported)) if e.reported else 0.0  # noqa: E731
-    for rank, event in enumerate(sorted(events, key=height, reverse=True)[:NULLS]):
+    single = [e for e in events if not e.is_wave]  # a wave has no step of its own
+    for rank, event in enumerate(sorted(single, key=height, reverse=True)[:NULLS]):
         found = _window(subject, run, event)
         if found is None:
             missing.append(f"the factors of event {event.id}: no capsule covers step {event.step}")

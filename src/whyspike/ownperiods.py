@@ -6,7 +6,6 @@ Only these are tested. A search over all lags finds something in every long run.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import groupby
 
 import numpy as np
 
@@ -46,7 +45,9 @@ def own_periods(run: Run) -> tuple[OwnPeriod, ...]:
     others = [(_regular([m.step for m in run.marked(name)]), words, False) for name, words in MARKS.items()]
     for name, series in logged(run).items():
         others.append((_regular(series.step.tolist()), f"the logging of {name}", False))
-    others.append((_lr_cycle(run), "the cycle of the learning rate", False))
+        others.append((_cycle(series.step, series.value), f"the cycle of {name}", False))
+    if run.lr is not None:
+        others.append((_cycle(run.step, run.lr), "the cycle of the learning rate", False))
     workers, micro = run.facts.get("num_workers"), run.facts.get("accumulate")
     micro = micro if isinstance(micro, int) and micro > 0 else 1
     if isinstance(workers, int) and workers > 1:
@@ -82,12 +83,11 @@ def _regular(steps: list[int]) -> int | None:
     return most if most > 1 and np.mean(gaps == most) >= REGULAR else None
 
 
-def _lr_cycle(run: Run) -> int | None:
-    """Steps between the peaks of a learning rate that goes up and down."""
-    if run.lr is None or not np.isfinite(run.lr).all():
+def _cycle(step: np.ndarray, value: np.ndarray) -> int | None:
+    """Steps between the peaks of what goes up and down by a schedule; nothing that is noisy has regular ones."""
+    if len(value) < 3 or not np.isfinite(value).all():
         return None
-    # The first row of each stretch of equal values, so that a plateau counts once.
-    rows = [next(group) for _, group in groupby(range(len(run.lr)), key=lambda k: run.lr[k])]  # type: ignore[index]
-    lr = run.lr[rows]
-    peaks = np.flatnonzero((lr[1:-1] > lr[:-2]) & (lr[1:-1] > lr[2:])) + 1
-    return _regular(run.step[np.asarray(rows)[peaks]].tolist())
+    rows = np.flatnonzero(np.diff(value, prepend=np.nan) != 0)  # a plateau counts once
+    x = value[rows]
+    peaks = np.flatnonzero((x[1:-1] > x[:-2]) & (x[1:-1] > x[2:])) + 1
+    return _regular(step[rows[peaks]].tolist())

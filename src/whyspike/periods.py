@@ -12,7 +12,8 @@ from typing import Literal
 
 import numpy as np
 
-from whyspike.folding import as_own, places
+from whyspike.detect import MERGE_STEPS, detect
+from whyspike.folding import as_own, folded, places
 from whyspike.ownperiods import own_periods
 from whyspike.repeats import MIN_AMPLITUDE, Repeat, merge, repeat, run_index
 from whyspike.stats import holm
@@ -24,6 +25,7 @@ WAVE_ALPHA = 0.001  # a wave is looked for in every run, healthy ones included (
 LEAST_WAVE = 0.02  # nats; what a cycle's own curvature leaves of a loss that falls without noise stays below
 VISIBLE_WAVE = 1.0  # of the noise of a single loss: a lower wave cannot be seen in the plot. Every healthy network
 # remembers what it has just seen a little: up to .55 in 72 trainings on digits, with p down to 1e-4
+FINE = 64  # stretches of the profile that is taken out of the loss
 AGREEMENT = 0.7  # of the cycles: a habit, not a few epochs
 
 
@@ -89,7 +91,10 @@ def named_period(
         p_value=float(min(1.0, 3 * min(found.p_value, smooth.p_value))),
         n_cycles=found.n_cycles,
         minimum_detectable=found.minimum_detectable,
-        shape="spike" if found.pointed and not smooth.is_slope and surer else "smooth",
+        # A sawtooth is no higher at its peak than from trough to peak; a spike on top of one is.
+        shape="spike"
+        if found.pointed and surer and (not smooth.is_slope or abs(found.amplitude) > smooth.amplitude)
+        else "smooth",
         of_epoch=of_epoch,
         spikes=found,
         wave=smooth,
@@ -138,6 +143,7 @@ def periodic_events(
             patterns.append(pattern)
         elif (pattern := _wave_event(own, result)) is not None:
             patterns.append(pattern)
+            made = _beside_the_wave(own, made)
         inside = inside or (bool(patterns) and result.of_epoch and patterns[-1].period == result.period)
     if not patterns:
         return tuple(events)
@@ -195,6 +201,27 @@ def _wave_event(run: Run, result: PeriodResult) -> Event | None:
         reported=_factor(found),
         state=_factor(wave(run, probe)) if probe is not None else None,
     )
+
+
+def _beside_the_wave(run: Run, events: Sequence[Event]) -> list[Event]:
+    """The events that are still there when the wave is taken out of the loss; the others are its rise or its fall."""
+    if not events:
+        return []
+    assert run.steps_per_epoch
+    shape = folded(run, min(FINE, run.steps_per_epoch))
+    if not shape.logarithmic:
+        return list(events)
+    profile = np.where(np.isnan(shape.profile), 0.0, shape.profile)
+    _, phase = places(run, run.step)
+    at = np.minimum((phase * len(profile)).astype(np.int64), len(profile) - 1)
+    plain = replace(run, loss=np.where(phase >= 0, run.loss * np.exp(-profile[at]), run.loss))
+    left = [(e.step - MERGE_STEPS, e.last_step + MERGE_STEPS) for e in detect(plain)]
+    return [
+        e
+        for e in events
+        if e.kind not in ("spike", "dip", "level-shift")
+        or any(first <= e.last_step and e.step <= last for first, last in left)
+    ]
 
 
 def _first_step(run: Run, found: Wave) -> int:

@@ -15,7 +15,7 @@ from whyspike.errors import UnreadableRun, WhySpikeError
 from whyspike.observe import observe
 from whyspike.suspect import suspect
 from whyspike.training import Training
-from whyspike.types import Diagnosis, Evidence, Harm, Outcome, RunInfo, Suspicion, Trial, Verdict
+from whyspike.types import Diagnosis, Evidence, Harm, Note, Outcome, Run, RunInfo, Suspicion, Trial, Verdict
 
 if TYPE_CHECKING:
     from whyspike.case import Case
@@ -82,7 +82,9 @@ def diagnose_all(
     return tuple(made)
 
 
-def diagnose_recorder(recorder: Recorder, *, prove: bool = False, progress: Progress | None = None) -> Diagnosis:
+def diagnose_recorder(
+    recorder: Recorder, *, prove: bool = False, full: bool = False, progress: Progress | None = None
+) -> Diagnosis:
     """Diagnose what a recorder holds, with the model and the data at hand.
 
     With `prove`, the steps around the events are replayed; the user's model, optimizer and random generators are put
@@ -104,7 +106,7 @@ def diagnose_recorder(recorder: Recorder, *, prove: bool = False, progress: Prog
         subject = Subject.of(recorder, run)
         seen = observe(run, subject, progress)
         if prove and subject is not None and seen.replayable and seen.events:
-            seen, suspicions, trials = _experiment(seen, subject, progress)
+            seen, suspicions, trials = _experiment(seen, subject, progress, full=full)
             runfolder.append_trials(recorder.path, [t for made in trials.values() for t in made])
         else:
             suspicions = suspect(seen)
@@ -121,6 +123,7 @@ def prove(
     target: str | None = None,
     budget: float | None = None,
     verify_cures: bool = True,
+    full: bool = False,
     progress: Progress | None = None,
 ) -> Diagnosis:
     """Train, record, diagnose, prove by replay, and verify the cures from scratch.
@@ -131,6 +134,7 @@ def prove(
         path: the run folder; `whyspike-runs/<model>-<time>` when not given.
         target: how the command line names the source; kept in the run, so that the run can be proven again.
         budget: minutes; cures that would take longer are not trained and stay unverified.
+        full: replay with every change that there is, to see what each removes.
 
     Raises:
         BadTraining: the training cannot be run; the message says why.
@@ -161,7 +165,7 @@ def prove(
     with recorder as rec:
         train_recorded(training, rec, progress)
     took = time.monotonic() - started
-    made = diagnose_recorder(recorder, prove=True, progress=progress)
+    made = diagnose_recorder(recorder, prove=True, full=full, progress=progress)
     left = None if budget is None else budget * 60 - (time.monotonic() - started)
     if verify_cures and callable(source) and recorder.path is not None:
         made = _verify(made, source, took, left, progress)
@@ -226,7 +230,7 @@ def demo(case: Case, *, healthy: bool = False, seed: int = 0, progress: Progress
 
 
 def _experiment(
-    seen: Observation, subject: Subject, progress: Progress | None
+    seen: Observation, subject: Subject, progress: Progress | None, *, full: bool = False
 ) -> tuple[Observation, tuple[Suspicion, ...], dict[str, tuple[Trial, ...]]]:
     """Learn the events' heights in the network by unchanged replays, then run the trials of every open suspicion."""
     from whyspike.experiment import Experiment
@@ -234,7 +238,7 @@ def _experiment(
     causes = catalogue()
     trials: dict[str, tuple[Trial, ...]] = {}
     with subject.kept():
-        experiment = Experiment(subject, seen)
+        experiment = Experiment(subject, seen, full=full)
         experiment.measure_states(progress)
         seen = experiment.profile(progress)
         suspicions = suspect(seen)
@@ -259,7 +263,7 @@ def _conclude(
             steps=len(run),
             steps_per_epoch=run.steps_per_epoch,
             signals=("loss", *(k for k in sorted(run.signals) if "/" not in k)),
-            notes=run.notes,
+            notes=(*run.notes, *_beside(run)),
         ),
         answer=answers.answer(seen, verdicts),
         events=seen.events,
@@ -268,6 +272,14 @@ def _conclude(
         trials=tuple(t for made in trials.values() for t in made),
         missing=(*seen.missing, *answers.not_told_apart(seen, verdicts)),
     )
+
+
+def _beside(run: Run) -> tuple[Note, ...]:
+    """What the reader of the curve must know of, though it makes no spike."""
+    from whyspike.overfitting import overfitting
+
+    found = overfitting(run)
+    return () if found is None else (found,)
 
 
 def _verdicts(

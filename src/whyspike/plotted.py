@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 from whyspike.deconvolve import rounding
+from whyspike.form import ordinal
 from whyspike.signals import logged
 from whyspike.types import Evidence, Run, Series
 
@@ -289,7 +290,7 @@ def _words(c: _Candidate | Plotted, every: int, of_epoch: bool) -> str:
         how += f", divided by {c.divisor}"
     epoch = "epoch's losses" if of_epoch else "losses since the epoch began"
     said = {
-        "loss": "the loss of the step" if every == 1 else f"the loss of every {_ordinal(every)} step",
+        "loss": "the loss of the step" if every == 1 else f"the loss of every {ordinal(every)} step",
         "running-mean": f"the mean of the {epoch}{how}",
         "mean-from-start": f"the mean of all losses since the training began{how}",
         "window-mean": f"the mean of the losses since the value before{how}",
@@ -297,8 +298,3 @@ def _words(c: _Candidate | Plotted, every: int, of_epoch: bool) -> str:
         "moving-average": f"a moving average of the losses, gamma {c.gamma or 0:g}",
     }[c.form]
     return f"{said}, {TREATMENTS[c.treatment]}" if c.treatment else said
-
-
-def _ordinal(n: int) -> str:
-    tail = "th" if n % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th")
-    return f"{n}{tail}"

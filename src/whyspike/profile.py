@@ -60,6 +60,7 @@ class Profile:
     next_share: float | None = None  # what the best other batch removes
     sample: int | None = None  # dataset index of the sample that carries it, or its row in the batch
     sample_known: bool = False  # whether `sample` is a dataset index
+    sample_row: int = 0  # its row in the batch
     sample_share: float | None = None
     sample_placebo: float | None = None  # another sample of that batch replaced
     sample_moved: float | None = None  # the event's share that appears when the sample is put into an earlier batch
@@ -192,6 +193,7 @@ class Profiler:
                 kind="one sample" if certain and n > 1 and found.kind == "one batch" else found.kind,
                 sample=int(ids[row]) if ids is not None else row,
                 sample_known=ids is not None,
+                sample_row=row,
                 sample_share=share,
                 sample_placebo=other,
                 sample_moved=moved,

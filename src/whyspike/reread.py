@@ -31,7 +31,7 @@ CHANCE = 1e-6  # that so many random samples come out alike; not a matter of sta
 
 
 @dataclass(frozen=True, kw_only=True)
-class Repeats:
+class SameDraws:
     """What a loader that draws at random gives for the same samples, in another epoch and in the same one."""
 
     same: float  # share of samples that two epochs give bitwise alike
@@ -41,7 +41,7 @@ class Repeats:
     generator: str | None = None  # whose states were compared instead: "python", "numpy" or "torch"
 
     @property
-    def repeats(self) -> bool:
+    def proven(self) -> bool:
         """Whether the epochs are the same, although one epoch is random in itself."""
         if self.generator is not None:
             return self.same == 1.0
@@ -56,7 +56,8 @@ def reread(subject: Subject) -> dict[int, float]:
     began = perf_counter()
     for path in chosen:
         for record in subject.capsule(path).steps[:STEPS]:
-            if perf_counter() - began > SECONDS or not record.batches or len(record.batches) != 1 or record.ids is None:
+            spent = perf_counter() - began > SECONDS and len(shares) >= 2 * STEPS
+            if spent or not record.batches or len(record.batches) != 1 or record.ids is None:
                 return shares
             try:
                 again = subject.samples(record.ids.tolist())
@@ -112,7 +113,7 @@ def _plain(t: Any) -> Any:
 # --------------------------------------------------------------------------- epochs that repeat each other
 
 
-def repeats(subject: Subject) -> Repeats | None:
+def same_draws(subject: Subject) -> SameDraws | None:
     """Whether what the loader draws at random is the same in every epoch. None where nothing is, or it cannot be had.
 
     A loader with workers is asked for a few samples in two epochs of a copy of it; the workers are started for that.
@@ -122,7 +123,7 @@ def repeats(subject: Subject) -> Repeats | None:
     return _of_workers(subject) if isinstance(workers, int) and workers > 0 else _of_generators(subject)
 
 
-def _of_workers(subject: Subject) -> Repeats | None:
+def _of_workers(subject: Subject) -> SameDraws | None:
     import torch
     from torch.utils.data import DataLoader, IterableDataset
 
@@ -157,7 +158,7 @@ def _of_workers(subject: Subject) -> Repeats | None:
         return None
     if pairs is None or within is None or within == 1.0:
         return None
-    return Repeats(same=pairs, random=1 - within, alike=beside, n=2 * n * size)
+    return SameDraws(same=pairs, random=1 - within, alike=beside, n=2 * n * size)
 
 
 def _shares(pairs: Iterable[tuple[Any, Any]], size: int) -> float | None:
@@ -167,7 +168,7 @@ def _shares(pairs: Iterable[tuple[Any, Any]], size: int) -> float | None:
     return float(np.mean(same)) if same else None
 
 
-def _of_generators(subject: Subject) -> Repeats | None:
+def _of_generators(subject: Subject) -> SameDraws | None:
     """Compare the generators at the same place of different epochs, where drawing a batch moves them."""
     states: dict[str, dict[int, dict[int, str]]] = defaultdict(
         lambda: defaultdict(dict)
@@ -187,7 +188,7 @@ def _of_generators(subject: Subject) -> Repeats | None:
         )
         compared = [d for by_epoch in by_index.values() if len(by_epoch) > 1 for d in [list(by_epoch.values())]]
         if moved and len(compared) > 1 and all(len(set(d)) == 1 for d in compared):
-            return Repeats(same=1.0, random=1.0, alike=None, n=0, generator=name)
+            return SameDraws(same=1.0, random=1.0, alike=None, n=0, generator=name)
     return None
 
 

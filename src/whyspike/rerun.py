@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from whyspike import batches
+from whyspike import batches, probeset
 from whyspike.errors import BadTraining
 from whyspike.frozen import call_loss, frozen
 from whyspike.loader_order import reordered
+from whyspike.measure import probe_every
 from whyspike.seams import BASELINE, Intervention, StepContext, StepRule, training_step
 from whyspike.training import Training, build
+from whyspike.types import Series
 
 Source = Training | Callable[..., Training]
 
@@ -33,6 +35,7 @@ class Trained:
     loss: np.ndarray  # float64 [T], as logged; nan where a step was skipped
     n_samples: np.ndarray  # int64 [T], as drawn
     batch_size: int
+    state: Series  # the loss on more fixed samples, measured often; empty where the loader has no dataset to index
     final_probe: float  # mean loss on the probe set after training, tiled to the nominal batch size
 
     def last_batch_factor(self) -> float:
@@ -82,6 +85,10 @@ def train(
     rule = StepRule(accumulate=training.accumulate, clip_grad_norm=training.clip_grad_norm)
     nominal = getattr(training.loader, "batch_size", None)
     probe: list[Any] = []
+    watched = probeset.of(training.loader, model) or []
+    dense = sum(map(batches.size, watched)) >= probeset.DENSE
+    every = probe_every(model)
+    states: dict[int, float] = {}
     losses: list[float] = []
     sizes: list[int] = []
     intervention.begin(model, optimizer)
@@ -96,6 +103,9 @@ def train(
             training.scheduler.step()
         losses.append(math.nan if result.loss is None else result.loss)
         sizes.append(n)
+        if dense and step % every == 0:
+            with frozen(model):
+                states[step] = float(np.mean([float(training.loss_fn(model, b)) for b in watched]))
         if on_step:
             on_step()
     with frozen(model), torch.no_grad():
@@ -106,6 +116,7 @@ def train(
         loss=np.array(losses),
         n_samples=np.array(sizes),
         batch_size=int(nominal or 0),
+        state=Series(np.array(list(states), dtype=np.int64), np.array(list(states.values()))),
         final_probe=final,
     )
 

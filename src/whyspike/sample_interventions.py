@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 
 from whyspike import batches
 from whyspike.attribute import per_sample
-from whyspike.interventions import Where, acts
-from whyspike.seams import Intervention, LossFn, StepContext
+from whyspike.interventions import Draw, Where, acts
+from whyspike.seams import EpochContext, Intervention, LossFn, StepContext
 
 DrawWith = Callable[[int, np.random.Generator], Any]  # draw(n, rng) returns a batch of n random training samples
 
@@ -74,6 +74,40 @@ class ReplaceRow(Intervention):
 
     def batch(self, at: StepContext, batch: Any) -> Any:
         return with_row(batch, self.row, self.draw(1, self.rng)) if acts(self.where, at) else batch
+
+
+class ReplaceNamed(Intervention):
+    """Of each event's batch the sample that was named replaced by another one, or with `beside` one that was not.
+
+    Args:
+        rows: the row of the named sample in the batch of some steps.
+    """
+
+    def __init__(self, rows: Mapping[int, int], draw: Draw, words: str, *, beside: bool = False) -> None:
+        self.rows, self.draw, self.words, self.beside = rows, draw, words, beside
+
+    def batch(self, at: StepContext, batch: Any) -> Any:
+        if not at.is_event or at.step not in self.rows:
+            return batch
+        row = self.rows[at.step]
+        if self.beside:
+            row = (row + 1) % batches.size(batch)
+        return with_row(batch, row, self.draw(1))
+
+
+class WithoutSamples(Intervention):
+    """Some samples of the dataset left out of every batch; the first that stays takes their place."""
+
+    def __init__(self, ids: Sequence[int], words: str = "the named samples left out") -> None:
+        self.ids, self.words = frozenset(ids), words
+
+    def order(self, at: EpochContext, ids: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+        left_out = list(self.ids)
+        made = []
+        for batch in ids:
+            stay = batch[~np.isin(batch, left_out)]
+            made.append(np.concatenate([stay, stay[: len(batch) - len(stay)]]) if len(stay) else batch)
+        return made
 
 
 class PutRow(Intervention):

@@ -257,7 +257,8 @@ def check_case(case: Case, seed: int) -> Checked:
     """Check that a case is diagnosed as declared, and its twin as healthy.
 
     The sick training must be answered with the case's cause, confirmed (or likely, where only its log is left), and no
-    other cause may be confirmed than those declared in `also_true`. For a harmless cause the telling run must be
+    other cause may be confirmed than those declared in `also_true`; one of these may be the answer where it is the root
+    (of a lower rank). For a harmless cause the telling run must be
     answered with it, confirmed or likely, as harmless; a telling run without any event is healthy, too. The twin must
     be healthy, with nothing confirmed that does harm.
 
@@ -286,7 +287,9 @@ def _sick_problems(case: Case, made: Diagnosis) -> list[str]:
     problems = []
     if find(case.cause).harmless and said.status == "healthy" and not made.events:
         return problems  # chance does not strike in every run; silence is as right as the explanation
-    if said.cause != case.cause:
+    # What only carries a damage on is no answer where its declared root is found.
+    roots = {c for c in case.also_true if find(c).rank < find(case.cause).rank}
+    if said.cause != case.cause and said.cause not in roots:
         problems.append(f"the answer is {said.cause or said.status}, {case.cause} was declared ({said.sentence})")
     outcome = verdicts[case.cause].outcome if case.cause in verdicts else "not suspected"
     harmless = find(case.cause).harmless

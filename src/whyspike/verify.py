@@ -23,11 +23,12 @@ Progress = Callable[[str, float], None]
 
 
 def spikes(trained: Trained) -> int:
-    """Events of the logged loss."""
-    detector = Detector(batch_size=trained.batch_size or None)
+    """Events of the logged loss, and of the network where it was watched."""
+    states = dict(zip(trained.state.step.tolist(), trained.state.value.tolist(), strict=True))
+    detector = Detector(batch_size=trained.batch_size or None, dense=bool(states))
     for step, (loss, n) in enumerate(zip(trained.loss.tolist(), trained.n_samples.tolist(), strict=True)):
         if np.isfinite(loss):
-            detector.update(step, loss, n_samples=int(n))
+            detector.update(step, loss, n_samples=int(n), probe=states.get(step))
     detector.finish()
     return sum(e.kind != "dip" for e in detector.events)
 

@@ -60,7 +60,13 @@ def collate(samples: Any) -> Any:
 
 
 def table(
-    n: int = N, seed: int = 0, *, task: Task = "classification", noise: float = 0.1, outliers: float = 0.0
+    n: int = N,
+    seed: int = 0,
+    *,
+    task: Task = "classification",
+    noise: float = 0.1,
+    outliers: float = 0.0,
+    misplaced: int = 0,
 ) -> Table:
     """Draw the data.
 
@@ -68,6 +74,7 @@ def table(
         noise: share of the classes that are drawn at random, or standard deviation of what is added to the targets,
             which have a standard deviation of 1.
         outliers: share of the rows whose inputs are multiplied by 20.
+        misplaced: rows whose targets are multiplied by 100, as by a misplaced decimal point.
     """
     draw = torch.Generator().manual_seed(seed)
     mixing = 0.6 * torch.randn(FEATURES, FEATURES, generator=draw) / FEATURES**0.5 + 0.4 * torch.eye(FEATURES)
@@ -83,7 +90,10 @@ def table(
         y = (scores - scores.mean(0)) / scores.std(0) + noise * torch.randn(n, OUTPUTS, generator=draw)
     odd = torch.randperm(n, generator=draw)[: round(outliers * n)].tolist()
     x[odd] *= 20
-    return Table(x, y, odd)
+    wrong = torch.randperm(n, generator=draw)[:misplaced].tolist()
+    if misplaced:
+        y[wrong] *= 100
+    return Table(x, y, [*odd, *wrong])
 
 
 def cross_entropy(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
@@ -115,6 +125,7 @@ def training(
     steps: int = STEPS,
     noise: float = 0.1,
     outliers: float = 0.0,
+    misplaced: int = 0,
     last: int = 0,
     drop_last: bool = False,
 ) -> Training:
@@ -127,7 +138,7 @@ def training(
     rows = vary.of(n, vary.n, OUTPUTS)
     size = rows if batch_size is None else vary.of(batch_size, vary.batch_size)
     rows = rows // size * size + last
-    data = table(rows, seed, task=task, noise=noise, outliers=outliers)
+    data = table(rows, seed, task=task, noise=noise, outliers=outliers, misplaced=misplaced)
     torch.manual_seed(seed)
     model = network(vary.width)
     kind = torch.optim.Adam if optimizer == "adam" else torch.optim.SGD

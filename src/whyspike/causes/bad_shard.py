@@ -35,8 +35,8 @@ class BadShard(Cause):
         The loss is compared between the workers, against rounds that are rotated independently in each epoch. Then the
         samples of recorded batches are read again by the main process: where those of one worker come out different and
         those of the others the same, the worker is wrong. In the replay the batch is replaced by its own samples, read
-        again: the spike stays with a bad worker and goes. As a placebo an ordinary batch is read again. Where the
-        samples are the same, the spike follows the data: other samples must remove it, and reading again must not.
+        again: if it was the worker, the spike goes. As a placebo an ordinary batch is read again. Where the samples are
+        the same, the spike follows the data: other samples must remove it, and reading its own again must not.
 
     What to do:
         Find out what differs in that worker: open files in the worker, not before the fork; seed it from
@@ -44,7 +44,7 @@ class BadShard(Cause):
 
     References:
         torch.utils.data, multi-process data loading (batch k comes from worker k mod num_workers). h5py and SQLite say
-        that handles must not be used across a fork. The rotation test: `python -m whyspike explain bad-shard`.
+        that handles must not be used across a fork. The rotations: the segment circular shift of `whyspike.periods`.
     """
 
     family = "order"

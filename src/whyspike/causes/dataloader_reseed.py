@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from whyspike.seams import Intervention
 
 TIMES = 4  # so that the luck of another draw is half as large as that of one batch
+SHOWN = 0.5  # of the pattern: in the first epochs the network does not know what it would know without augmentation
+PLACES = 3  # of the epoch: a capsule covers some of its steps only
 
 
 class DataloaderReseed(Cause):
@@ -32,8 +34,8 @@ class DataloaderReseed(Cause):
     How we test it:
         The loader is asked for the same samples in two epochs, with fresh seeds as a loader has them: bitwise equal
         samples, although one epoch draws at random, are the proof. (In the main process the recorded states of the
-        generators are compared.) In the replay the samples of the event are read again with other random numbers, and
-        the spike must go; as a placebo those of the ordinary batch before it are.
+        generators are compared.) In the replay the batches at the highest places of the epoch are read again with
+        other random numbers, and their rise must go; as a placebo the ordinary batches before them are.
 
     What to do:
         Make the generator in the worker, from the seed that torch gives it, or use torch's own random numbers.
@@ -47,12 +49,12 @@ class DataloaderReseed(Cause):
     aliases = ("worker-seed", "numpy-seed")
     needs = ("n_samples",)
     rank = 17
-    measure = "deviation"
+    measure = "height"
     title = "every epoch draws the same random augmentations"
 
     def signature(self, seen: Observation) -> Suspicion | None:
-        found = seen.repeats
-        if found is None or not found.repeats:
+        found = seen.same_draws
+        if found is None or not found.proven:
             return None
         events = [e for e in seen.events if e.kind == "periodic" and e.period == seen.run.steps_per_epoch]
         if found.generator is not None:
@@ -85,13 +87,24 @@ class DataloaderReseed(Cause):
     def interventions(self, seen: Observation, draw: Draw) -> Sequence[Intervention]:
         return [_again(seen, draw, f"its samples read again with other random numbers, {TIMES} times over", "event")]
 
+    def moments(self, seen: Observation, events: Sequence[Event]) -> Sequence[int] | None:
+        """The steps at the highest places of the pattern that the epochs have in common."""
+        from whyspike.pattern import pattern
+
+        run, found = seen.run, pattern(seen.run)
+        if found is None or run.index is None or run.epoch is None:
+            return None
+        shown = [e for e in np.unique(run.epoch).tolist() if found.share_in(run.loss[run.epoch == e]) >= SHOWN]
+        highest = np.argsort(found.shape)[-PLACES:]
+        return run.step[np.isin(run.index, highest) & np.isin(run.epoch, shown)].tolist()
+
     def placebo(self, seen: Observation, draw: Draw) -> Intervention | None:
         return _again(seen, draw, "those of the ordinary batch before it read again, as often", "control")
 
     def sentence(self, seen: Observation, events: Sequence[Event]) -> str:
         where = "each worker of the loader begins every epoch with the same state of its generator"
-        if seen.repeats is not None and seen.repeats.generator is not None:
-            where = f"{seen.repeats.generator}'s generator is seeded anew in every epoch"
+        if seen.same_draws is not None and seen.same_draws.generator is not None:
+            where = f"{seen.same_draws.generator}'s generator is seeded anew in every epoch"
         return f"Your random augmentations are the same in every epoch: {where}."
 
     def cures(self, seen: Observation) -> Sequence[ScratchCure]:

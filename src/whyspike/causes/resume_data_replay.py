@@ -10,10 +10,11 @@ from whyspike.form import percent
 from whyspike.types import Cure, Event, Evidence, Suspicion
 
 if TYPE_CHECKING:
-    from whyspike.sampling import Restart
+    from whyspike.sampling import Pass, Restart
     from whyspike.seams import Intervention
 
 EARLY, LATE = 2, 16  # steps: a new level is told from 16 of them, and its edge may lie in the noise (detect.py)
+NEAR = 4  # batches on either side, from which the placebo takes its samples
 MOST_CUTS = 0.5  # of all passes: a loop that leaves most of them early means to
 
 
@@ -81,20 +82,18 @@ class ResumeDataReplay(Cause):
     def interventions(self, seen: Observation, draw: Draw) -> Sequence[Intervention]:
         from whyspike.interventions import ReadSamples
 
-        words = "samples in their place that the epoch had not drawn yet (after them, such as it had)"
-        return [ReadSamples(draw, _others(seen, flip=True), words, "onward")]
+        words = "samples in their place that the epoch had not drawn yet"
+        return [ReadSamples(draw, _others(seen, known=False), words, "onward")]
 
     def moments(self, seen: Observation, events: Sequence[Event]) -> Sequence[int]:
-        """Where samples begin to be drawn again, and where they no longer are."""
-        steps = seen.run.step
-        edges = [row for r in _restarts(seen) for row in (r.row, _end(seen, r))]
-        return [int(steps[row]) for row in edges if row < len(steps)]
+        """Where samples begin to be drawn again."""
+        return [int(seen.run.step[r.row]) for r in _restarts(seen)]
 
     def placebo(self, seen: Observation, draw: Draw) -> Intervention | None:
         from whyspike.interventions import ReadSamples
 
-        words = "other samples in their place that it had drawn, too (after them, such as it had not)"
-        return ReadSamples(draw, _others(seen, flip=False), words, "onward")
+        words = "other samples in their place that the epoch had drawn before"
+        return ReadSamples(draw, _others(seen, known=True), words, "onward")
 
     def sentence(self, seen: Observation, events: Sequence[Event]) -> str:
         restarts = _restarts(seen)
@@ -168,26 +167,29 @@ def _touches(seen: Observation, event: Event, restart: Restart) -> bool:
     return any(-EARLY <= row - edge < LATE for edge in (restart.row, _end(seen, restart)))
 
 
-def _others(seen: Observation, *, flip: bool) -> Callable[[int], np.ndarray | None]:
-    """Of a step after a restart: other samples than its own. As known to the epoch as its own are, or (flip) the opposite."""
+def _others(seen: Observation, *, known: bool) -> Callable[[int], np.ndarray | None]:
+    """Of a step that draws samples again: other ones that the stopped epoch had drawn, or (not known) that it had not.
+
+    Known ones are taken from about the same place of that epoch: what was drawn at its begin is remembered less.
+    """
     rng = np.random.default_rng(0)
-    found = seen.sampling
-    zones = []
+    run, found = seen.run, seen.sampling
+    zones: list[tuple[int, int, Pass, np.ndarray]] = []
     for restart in _restarts(seen):
         assert found is not None
-        cut, after = (
-            next(p for p in found.passes if p.first_row <= row < p.rows.stop) for row in (restart.row - 1, restart.row)
-        )
-        known = np.unique(cut.ids)
-        zones.append((restart.row, _end(seen, restart), after.rows.stop, known, np.setdiff1d(after.ids, known)))
+        cut, after = (next(p for p in found.passes if row in p.rows) for row in (restart.row - 1, restart.row))
+        zones.append((restart.row, _end(seen, restart), cut, np.setdiff1d(after.ids, cut.ids)))
 
     def ids(step: int) -> np.ndarray | None:
-        row = int(np.searchsorted(seen.run.step, step))
-        for first, end, stop, known, new in zones:
-            if first <= row < stop and seen.run.sample_ids is not None:
-                pool = known if (row < end) != flip else new
-                n = len(seen.run.sample_ids[row])
-                return rng.choice(pool, n, replace=n > len(pool)) if len(pool) else None
+        row = int(np.searchsorted(run.step, step))
+        for first, end, cut, new in zones:
+            if first <= row < end and run.sample_ids is not None:
+                own, pool = run.sample_ids[row], new
+                if known:
+                    place = int(np.median(np.flatnonzero(np.isin(cut.ids, own)))) if np.isin(cut.ids, own).any() else 0
+                    near = NEAR * len(own)
+                    pool = np.setdiff1d(cut.ids[max(0, place - near) : place + near], own)
+                return rng.choice(pool, len(own), replace=len(own) > len(pool)) if len(pool) else None
         return None
 
     return ids

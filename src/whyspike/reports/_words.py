@@ -199,13 +199,16 @@ def heights(events: tuple[Event, ...]) -> str | None:
 def height_and_harm(diagnosis: Diagnosis) -> str | None:
     """The heights of the highest event, and what the answer means for the network; the latter alone without events."""
     verdict = sort(diagnosis).answer
-    said = [heights(events_of(diagnosis, verdict)), None if verdict is None else _harm(verdict)]
+    events = events_of(diagnosis, verdict)
+    said = [heights(events), None if verdict is None else _harm(verdict, events)]
     return "; ".join(s for s in said if s) or None
 
 
-def _harm(verdict: Verdict) -> str:
+def _harm(verdict: Verdict, events: tuple[Event, ...]) -> str:
     if verdict.silent and verdict.harm == "cosmetic":
         return "proven without an event: none of this loss shows it"
+    if verdict.harm == "cosmetic" and not verdict.arms and all(e.state is None for e in events):
+        return "whether the network is hurt is not known"
     return HARM[verdict.harm]
 
 
