@@ -124,6 +124,35 @@ def test_what_moves_the_network_is_not_left_to_chance():
     assert said("batch-size-noise", noisy((70, 9.0, 1.3, 0.5))) == "refuted"
 
 
+def test_a_network_that_wobbles_without_the_batch_as_well_is_not_moved_by_it():
+    from whyspike.profile import Profile
+
+    seen = noisy((70, 9.0, 1.2, 0.5))
+    profile = Profile(
+        event="e1",
+        kind="undecided",
+        onset=70,
+        height=1.2,
+        same_batch=False,
+        shares=(("the batch of the onset skipped", 0.3), ("the batch 1 step after the onset skipped", -0.2)),
+    )
+    assert said("batch-size-noise", seen) == "refuted"
+    assert said("batch-size-noise", replace(seen, profiles={"e1": profile})) == "likely"
+    by_the_batch = replace(profile, shares=(("the batch of the onset skipped", 0.9),))
+    assert said("batch-size-noise", replace(seen, profiles={"e1": by_the_batch})) == "refuted"
+    too_high = replace(profile, height=1.3)
+    assert said("batch-size-noise", replace(seen, profiles={"e1": too_high})) == "refuted"
+
+
+def test_one_spike_at_a_last_batch_is_a_coincidence():
+    seen = replace(
+        last_batch_run(factor=3.0, alpha=0.0), events=with_spikes(last_batch_run(), (65, 3.0, None, None)).events
+    )
+    assert said("small-last-batch", seen) is None
+    two = with_spikes(last_batch_run(), (65, 3.0, None, None), (98, 3.0, None, None)).events
+    assert said("small-last-batch", replace(seen, events=two)) == "likely"
+
+
 def test_chance_has_no_period_and_makes_no_claim_about_dips():
     seen = last_batch_run(factor=3.0, alpha=0.0)
     assert said("batch-size-noise", replace(seen, batch_null={"e1": 0.5})) is None

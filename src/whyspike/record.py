@@ -150,7 +150,7 @@ class Recorder:
         self._dense = False
         # the step that is being built
         self._step = 0
-        self._draws: list[Draw] = []
+        self._draws: list[Draw] | tuple[()] = ()
         self._context: Context = (-1, 0, NAN, None)
         self._clip: tuple[int, float, float] = (-1, NAN, NAN)
         self._steps: list[Step] = []  # not drained yet
@@ -270,10 +270,10 @@ class Recorder:
             else:
                 value = number_or_later(loss)
             entry = (value, self._draws, self._context, self._clip)
+            self._draws = ()
             self._steps.append(entry)
             if self._keeper is not None:
                 self._keeper.held.append(entry)
-            self._draws = []
             self._step = step = self._step + 1
             if (
                 step >= self._attention
@@ -364,7 +364,7 @@ class Recorder:
                             self._drawn(batch, compact(rows), before)
                             before = None
                         else:
-                            self._draws.append((batch, self._fresh, compact(rows), self._nominal, None))
+                            self._draws = [(batch, self._fresh, compact(rows), self._nominal, None)]
                     except Exception as error:
                         self._fail(error)
                 yield batch
@@ -390,7 +390,7 @@ class Recorder:
                 self._choose_probe(loader)
         self._context = (self._passes, self._step, *self._context[2:])
         self._passes += 1
-        self._draws = []
+        self._draws = ()
         self._look = True
         self._batches_per_epoch = length(loader)
         self._rng.epoch_begins()
@@ -440,7 +440,7 @@ class Recorder:
             self._read_hyper()
             self._hook_if_needed(step)
         kept, versions = keeper.hold(batch) if keeper is not None and len(draws) < MOST_MICRO else (None, None)
-        if draws:
+        if type(draws) is list:
             draws.append((kept, versions, ids, n, rng_state() if self._rng.draws else None))
             return
         if self._nominal < 0:
@@ -448,7 +448,7 @@ class Recorder:
         elif n != self._nominal and n >= 0 and self._measures.odd_batch(step):
             self._attention = 0
             self._hook_if_needed(step)
-        draws.append((kept, versions, ids, n, self._rng.note(step, before)))
+        self._draws = [(kept, versions, ids, n, self._rng.note(step, before))]
         if keeper is not None:
             self._fresh = keeper.fresh
             if step >= keeper.next_step:
@@ -717,7 +717,7 @@ class Recorder:
         if self._folder is not None:
             self._folder.close()
         self._keeper = None
-        self._steps, self._draws = [], []
+        self._steps, self._draws = [], ()
 
     def _fail(self, error: Exception, loss: Any = 0.0) -> None:
         """Stop recording, say so once, and keep what was written."""

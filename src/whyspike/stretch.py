@@ -17,7 +17,7 @@ Draw = tuple[Any, Any, Any, int, Any]
 Context = tuple[int, int, float, tuple[dict[str, Any], ...] | None]
 # A step: (loss, its micro-batches, context, the last clipping as (step, max_norm, norm before)). The very same tuples
 # are kept for capsules.
-Step = tuple[Any, list[Draw], Context, tuple[int, float, float]]
+Step = tuple[Any, Sequence[Draw], Context, tuple[int, float, float]]
 
 
 class Stretch:

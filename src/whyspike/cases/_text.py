@@ -12,7 +12,7 @@ from torch.utils.data import TensorDataset
 
 VOCABULARY = 1024  # the most frequent words; every other one is word 0
 CONTEXT = 3
-TABLE = 1 << 13  # rows of the hashed contexts
+TABLE = 1 << 15  # rows of the hashed contexts
 
 
 @cache

@@ -12,6 +12,11 @@ if TYPE_CHECKING:
 FAMILY_WISE = 0.05  # over all steps of a run: a batch is unusual below 1 / (20 T) (causes.md 2.2)
 LARGER = 16  # times the batch size: a chance excess shrinks to a sixteenth
 MOVED = 1.1  # the contract's line between a plotted number and a damaged network
+WOBBLE = 1.25  # healthy trainings rise by less than this on fixed samples (detect.STATE_LOW, with its source)
+OWN_BATCHES = tuple(
+    f"the batch {at} skipped" for at in ("of the onset", "1 step after the onset", "2 steps after the onset")
+)
+MATTERS = 0.5  # of the rise: a batch without which half of it remains did not make it (profile.MATTERS)
 LEAST_EVENTS = 7  # 2**-7 = .008: fewer distinct events cannot reach p = .01 in a sign-flip test
 FEW = 0.7  # of the typical count that the loss is divided by
 
@@ -53,7 +58,7 @@ class BatchSizeNoise(Cause):
         if not tested:
             return None
         line = FAMILY_WISE / max(1, len(seen.run))
-        still = [e for e in tested if not _moved(e) and not _few_units(seen, e)]
+        still = [e for e in tested if not _moved(seen, e) and not _few_units(seen, e)]
         chance = [e for e in still if seen.batch_null[e.id] > line]
         shown = chance or tested
         unusual = min(shown, key=lambda e: seen.batch_null[e.id])
@@ -67,9 +72,9 @@ class BatchSizeNoise(Cause):
         if not chance:
             reason = (
                 "the network moved with it"
-                if all(map(_moved, tested))
+                if all(_moved(seen, e) for e in tested)
                 else "the batch has few of what the loss is divided by"
-                if all(_few_units(seen, e) for e in tested if not _moved(e))
+                if all(_few_units(seen, e) for e in tested if not _moved(seen, e))
                 else "chance does not draw such a batch in this run"
             )
             return suspect(self, shown, evidence, outcome="refuted", reason=reason)
@@ -78,7 +83,10 @@ class BatchSizeNoise(Cause):
         lower = [
             e
             for e in spikes
-            if e not in chance and not _moved(e) and not _few_units(seen, e) and 0 < (e.reported or 0.0) <= highest
+            if e not in chance
+            and not _moved(seen, e)
+            and not _few_units(seen, e)
+            and 0 < (e.reported or 0.0) <= highest
         ]
         return suspect(self, [*chance, *lower], evidence)
 
@@ -117,8 +125,16 @@ class BatchSizeNoise(Cause):
         ]
 
 
-def _moved(event: Event) -> bool:
-    return event.state is not None and not event.state < MOVED
+def _moved(seen: Observation, event: Event) -> bool:
+    """Whether the network moved with the event: by a tenth, and not as it wobbles under any batches."""
+    if event.state is None or event.state < MOVED:
+        return False
+    profile = seen.profiles.get(event.id)
+    if profile is None or not profile.height < WOBBLE:
+        return True
+    # With the batches at the event left out a wobble stays as it is.
+    shares = [profile.share(words) for words in OWN_BATCHES]
+    return max((s for s in shares if s is not None), default=1.0) >= MATTERS
 
 
 def _few_units(seen: Observation, event: Event) -> bool:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from whyspike.seams import Intervention
 
 EARLY, LATE = 2, 16  # steps: a new level is told from 16 of them, and its edge may lie in the noise (detect.py)
-NEAR = 4  # batches on either side, from which the placebo takes its samples
+NEAR = 2  # batches on either side, from which the placebo takes its samples
 MOST_CUTS = 0.5  # of all passes: a loop that leaves most of them early means to
 
 
@@ -47,7 +47,7 @@ class ResumeDataReplay(Cause):
     aliases = ("data-cursor", "resume-loader")
     needs = ("sample_ids",)
     rank = 14
-    measure = "jump"
+    measure = "dip"
     title = "after the resume, the loader began the epoch again"
 
     def signature(self, seen: Observation) -> Suspicion | None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import comb
 from typing import TYPE_CHECKING
 
 from whyspike.cause import Cause, Draw, Observation, ScratchCure, Setup, suspect
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from whyspike.seams import Intervention
 
 SMALL = 0.25  # of the nominal size (causes.md A3): gradient noise is then at least doubled, sqrt(B/b) >= 2
+PLACE = 0.01  # chance of so many events at the last step, above which their place says nothing
 SCALE = 0.05  # an exponent further from 0 means that the size acts through the normaliser, not through noise
 
 
@@ -83,6 +85,19 @@ class SmallLastBatch(Cause):
                 outcome="refuted",
                 reason="the network does not move after it; its noise is only plotted",
             )
+        if not states:
+            chance = _chance_of_place(seen, events)
+            if chance > PLACE:
+                return None
+            share = f"{len(events)} of {len(seen.events)} at the last step of an epoch of {seen.run.steps_per_epoch}"
+            evidence.append(
+                Evidence(
+                    statement="where the events are",
+                    observed="one that repeats there" if any(e.period for e in events) else share,
+                    expected=f"so many by chance in fewer than {PLACE:.0%} of runs",
+                    p_value=chance if chance > 0 else None,
+                )
+            )
         return suspect(self, events, evidence)
 
     def interventions(self, seen: Observation, draw: Draw) -> Sequence[Intervention]:
@@ -138,3 +153,11 @@ class SmallLastBatch(Cause):
                 make=lambda: RescaleLoss(lambda at: at.n_samples / at.batch_size, "weighted by b/B", "partial"),
             ),
         ]
+
+
+def _chance_of_place(seen: Observation, events: Sequence[Event]) -> float:
+    """The chance that as many of the events are at an epoch's last step, were they anywhere; 0 for one that repeats."""
+    if any(e.period for e in events) or not seen.run.steps_per_epoch:
+        return 0.0
+    n, share = len(seen.events), 1.0 / seen.run.steps_per_epoch
+    return sum(comb(n, k) * share**k * (1.0 - share) ** (n - k) for k in range(len(events), n + 1))
