@@ -3,8 +3,7 @@
     python benchmarks/log_peers.py            # prints the page
     python benchmarks/log_peers.py --write    # and writes docs/benchmarks/log_peers.md
 
-The trainings are those of a to f below: four sick ones, two healthy ones, one whose loss has a saw's teeth and nothing
-wrong. Every log holds step, epoch and the loss of each step, the learning rate in the CSV files; nothing else is said to
+The trainings are those of a to f below: four sick ones, two healthy ones, one with a saw's teeth and nothing wrong. Every log holds step, epoch and the loss of each step, the learning rate in the CSV files; nothing else is said to
 any tool. The peers are installed into a scratch environment and run with the defaults of their READMEs.
 
 The rule of the score, for every tool alike: a finding is what the tool lists first (for whyspike, its answer and what
@@ -180,7 +179,10 @@ TRUTHS = {
 }
 # Causes as tools name them. A training has those whose letters stand beside it.
 CAUSES: dict[str, tuple[str, str]] = {
-    "learning rate too high": (r"lr-too-high|(learning rate|\blr\b)[^.\n]{0,30}too (high|large)|lower the (learning rate|lr)|reduce (the )?(learning rate|lr)", "c"),
+    "learning rate too high": (
+        r"lr-too-high|(learning rate|\blr\b)[^.\n]{0,30}too (high|large)|(lower|reduce) (the )?(learning rate|lr)",
+        "c",
+    ),
     "exploding gradients": (r"explod", ""),
     "vanishing gradients": (r"vanish", ""),
     "overfitting": (r"overfit", ""),
@@ -192,7 +194,7 @@ CAUSES: dict[str, tuple[str, str]] = {
     "order of the data": (r"epochal-sawtooth|fixed-order|length-grouped|shuffle-buffer|not shuffled|shuffling", "f"),
     "divergence": (r"diverg", ""),
     "plateau": (r"plateau|stalled|stopped improving|dead (run|training)", ""),
-}  # fmt: skip
+}
 
 # --------------------------------------------------------------------------- the tools
 
@@ -236,8 +238,8 @@ def run(command: list[str]) -> tuple[str, float]:
 
 def whyspike(python: str, path: Path) -> Said:
     said, seconds = run([sys.executable, "-m", "whyspike", "diagnose", str(path), "--format", "json"])
-    made: dict[str, Any] = json.loads(said)
-    made = made[0] if isinstance(made, list) else made
+    loaded: Any = json.loads(said)
+    made = loaded[0] if isinstance(loaded, list) else loaded
     answer = made["answer"]
     first = f"{answer['status']} {answer.get('cause') or ''}: {answer['sentence']}"
     rest = "\n".join(

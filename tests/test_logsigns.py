@@ -12,13 +12,20 @@ from whyspike.detect import FULL_BATCH_STEPS
 from whyspike.types import Diagnosis
 
 
-def said(folder: Path, loss: np.ndarray, steps_per_epoch: int, lr: np.ndarray | None = None, **asked: int) -> Diagnosis:
+def said(
+    folder: Path,
+    loss: np.ndarray,
+    steps_per_epoch: int,
+    lr: np.ndarray | None = None,
+    batch_size: int | None = None,
+    dataset_size: int | None = None,
+) -> Diagnosis:
     """The diagnosis of a CSV file with these losses."""
     path = folder / "log.csv"
     lr = np.full(len(loss), 0.01) if lr is None else lr
     rows = [f"{k},{k // steps_per_epoch},{v!r},{r}" for k, (v, r) in enumerate(zip(loss.tolist(), lr, strict=True))]
     path.write_text("\n".join(["step,epoch,loss,lr", *rows]))
-    return diagnose(path, **asked)
+    return diagnose(path, batch_size=batch_size, dataset_size=dataset_size)
 
 
 def noise(n: int, seed: int = 0, scatter: float = 0.1) -> np.ndarray:

@@ -53,7 +53,7 @@ def once_per_epoch(run: Run, events: Sequence[Event]) -> OncePerEpoch | None:
 
 
 def _peaks(run: Run, spikes: Sequence[Event]) -> list[int]:
-    """The rows at which the loss rises half as high, in logs, as the lowest of the spikes; near ones are one episode."""
+    """The rows at which the loss rises half as high, in logs, as the lowest of the spikes; near ones are one."""
     line = 0.5 * min(log(e.reported) if e.reported and e.reported > 1 else 0.0 for e in spikes)
     found: list[int] = []
     last = 0

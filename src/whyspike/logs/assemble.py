@@ -183,8 +183,8 @@ def _epochs(
 def _n_samples(placed: epochs.Epochs | None, asked: Asked, step: np.ndarray, *, averaged: bool) -> np.ndarray | None:
     """The samples of each step, int64 [T]: N and B say how many are left for the last one of an epoch.
 
-    None where they are not said, where a value is a mean of several steps, or where the epochs of the log are shorter or
-    longer than N and B make them.
+    None where they are not said, where a value is a mean of several steps, or where the epochs of the log are not as
+    long as N and B make them.
     """
     n, size = asked.dataset_size, asked.batch_size
     if placed is None or averaged or n is None or size is None or not placed.exact or spacing(step)[0] != 1:
