@@ -3,8 +3,9 @@
     python benchmarks/log_peers.py            # prints the page
     python benchmarks/log_peers.py --write    # and writes docs/benchmarks/log_peers.md
 
-The trainings are those of a to f below: four sick ones, two healthy ones, one with a saw's teeth and nothing wrong. Every log holds step, epoch and the loss of each step, the learning rate in the CSV files; nothing else is said to
-any tool. The peers are installed into a scratch environment and run with the defaults of their READMEs.
+The trainings are those of a to f below: four sick ones, two healthy ones, one with a saw's teeth and nothing wrong.
+Every log holds step, epoch and the loss of each step, the learning rate in the CSV files; nothing else is said to any
+tool. The peers are installed into a scratch environment and run with the defaults of their READMEs.
 
 The rule of the score, for every tool alike: a finding is what the tool lists first (for whyspike, its answer and what
 it says beside it as likely or confirmed). A truth counts when the first finding holds one of the words that TRUTHS has
