@@ -18,6 +18,7 @@ from whyspike.epoch_experiment import EpochExperiment
 from whyspike.errors import NotReplayable
 from whyspike.everychange import every_change
 from whyspike.excess import Measure, excess, jump
+from whyspike.judge import REMOVED, judge
 from whyspike.periods import occurrences
 from whyspike.profile import Profile, Profiler
 from whyspike.replay import HORIZON, Draws, Replayed, Subject, Window
@@ -272,7 +273,7 @@ class Experiment:
             chosen = pairs[:: -(-len(pairs) // PROFILE_PAIRS)] if beside else pairs
             with suppress(NotReplayable) if beside else nullcontext():
                 made += [self._trial(cause, arm, intervention, pair, measure) for pair in chosen]
-        if len(pairs) == 1 and placebo is not None:
+        if len(pairs) == 1 and placebo is not None and _may_be_confirmed(made):
             first = pairs[0]
             draws = PLACEBO_DRAWS if not suspicion.identity else LEAST_PAIRS  # an identity needs no p-value
             for k in range(draws):
@@ -327,6 +328,12 @@ class Experiment:
             reproduced=made.reproduced if recorded else None,
             noise=made.noise if recorded else None,
         )
+
+
+def _may_be_confirmed(made: Sequence[Trial]) -> bool:
+    """Whether a p-value can still matter: what removes too little is no cause, however rare that would be."""
+    judged = judge(made)
+    return judged is not None and judged.removed >= REMOVED
 
 
 def _direction(seen: Observation, measure: Measure, event: Event, step: int) -> float:
