@@ -161,7 +161,16 @@ def _accumulation(subject: Subject, events: Sequence[Event]) -> Accumulation:
         unit, misfit, splits = whole_loss(pieces, loss_of)
     except WhySpikeError:
         return Accumulation(convention=subject.convention)
-    return Accumulation(convention=subject.convention, unit=unit, misfit=misfit, splits=splits)
+    counts = {} if unit is None else _counts(subject, unit)
+    return Accumulation(convention=subject.convention, unit=unit, misfit=misfit, splits=splits, counts=counts)
+
+
+def _counts(subject: Subject, unit: str) -> dict[int, tuple[float, ...]]:
+    """The units in each micro-batch of every step that a capsule holds."""
+    from whyspike.accumulation import units_of
+
+    held = [s for path in subject.run.capsules for s in subject.capsule(path).steps if s.batches]
+    return {s.step: tuple(units_of(b, unit) for b in s.batches or ()) for s in held}
 
 
 def _missing(run: Run) -> Sequence[str]:
