@@ -167,7 +167,8 @@ class EpochalSawtooth(Cause):
                     Evidence(
                         statement=f"{name} at the four quarters' ends, about its trend",
                         observed=f"{_signed(found[0])}",
-                        expected="0 in each if the order did not reach it; highest in the first half if it did",
+                        expected="0 in each if the order did not reach it; highest in the first half if samples seen a short "
+                        "while ago are fitted once more: then the dip of the validation is real",
                         p_value=found[1],
                     )
                 )
@@ -245,7 +246,7 @@ class EpochalSawtooth(Cause):
 
     def cures(self, seen: Observation) -> Sequence[ScratchCure]:
         fixed = Cure(
-            words="none is needed; to see how the training goes, log the loss on a fixed set of training samples",
+            words="none is needed, neither clipping nor layer normalisation; to see how the training goes, log the loss on a fixed set of training samples",
             code={
                 "torch": "probe = next(iter(DataLoader(dataset, batch_size=1024, shuffle=True)))  # once, then after every "
                 "quarter:\nwith torch.no_grad():\n    model.eval(); log(loss_fn(model, probe)); model.train()",
