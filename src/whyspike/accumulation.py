@@ -12,8 +12,9 @@ n_i are the units of micro-batch i and L_i its loss. The left side is 0 for ever
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -99,9 +100,19 @@ class Accumulation:
     unit: str | None = None  # what the loss is a mean over: "samples", or a count of the batch; None: not known
     misfit: float | None = None  # largest relative difference of the loss of all at once to the mean over that unit
     splits: tuple[Split, ...] = ()
+    counts: Mapping[int, tuple[float, ...]] = field(default_factory=dict)  # step → units in each of its micro-batches
 
     def at(self, step: int) -> Split | None:
         return next((s for s in self.splits if s.step == step), None)
+
+    def share_of(self, factor: float, steps: Collection[int]) -> float:
+        """Share, in logarithms, of a rise by a factor that the mean of means makes: the median over these steps.
+
+        nan where none of them was split.
+        """
+        ratios = [s.mean_of_means / s.weighted for s in self.splits if s.step in steps and s.weighted > 0]
+        known = [np.log(r) for r in ratios if r > 0]
+        return float(np.median(known) / np.log(factor)) if known and factor > 0 and factor != 1 else math.nan
 
     @property
     def differs(self) -> bool:
@@ -169,9 +180,3 @@ def units_of(batch: Any, name: str) -> float:
     """The count of that name in a batch."""
     n = batches.size(batch)
     return float(n) if name == SAMPLES else units.candidates(batch, n).get(name, float(n))
-
-
-def shares(counts: Mapping[int, Sequence[float]], step: int) -> list[float]:
-    """What each micro-loss of a step has to be multiplied by, so that their mean is the mean over all units."""
-    n = counts[step]
-    return [len(n) * c / sum(n) for c in n]

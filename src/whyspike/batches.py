@@ -138,6 +138,13 @@ def walk(x: Any, tensor: Callable[[Any], None], array: Callable[[Any], None]) ->
             walk(value, tensor, array)
 
 
+def form(batch: Any) -> tuple[int, ...]:
+    """The sizes of all its tensors and arrays but their first, in order: batches are joined where these are equal."""
+    found: list[int] = []
+    walk(batch, lambda t: found.extend((t.dim(), *t.shape[1:])), lambda a: found.extend((a.ndim, *a.shape[1:])))
+    return tuple(map(int, found))
+
+
 # --------------------------------------------------------------------------- rows
 
 

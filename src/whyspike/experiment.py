@@ -8,6 +8,7 @@ placebo continuations.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +18,7 @@ from whyspike.epoch_experiment import EpochExperiment
 from whyspike.errors import NotReplayable
 from whyspike.everychange import every_change
 from whyspike.excess import Measure, excess, jump
+from whyspike.judge import REMOVED, judge
 from whyspike.periods import occurrences
 from whyspike.profile import Profile, Profiler
 from whyspike.replay import HORIZON, Draws, Replayed, Subject, Window
@@ -125,8 +127,11 @@ class Experiment:
             if event.is_wave:  # it has no place to replay; the probe was folded instead
                 events.append(event)
                 continue
-            factor, _ = self.state_factor((event.id,))
-            late = self._steps_late((event.id,)) if factor is not None else 0
+            try:
+                factor, _ = self.state_factor((event.id,))
+                late = self._steps_late((event.id,)) if factor is not None else 0
+            except NotReplayable:
+                factor, late = None, 0
             events.append(event if factor is None else _moved(event, late, factor))
         self._lead = LEAD
         self._pairs.clear()
@@ -172,7 +177,10 @@ class Experiment:
         for done, event in enumerate(moved):
             if progress:
                 progress(f"looking for what sets event {event.id} off", done / len(moved))
-            made = profiler.profile(event)
+            try:
+                made = profiler.profile(event)
+            except NotReplayable:
+                continue
             if made is not None:
                 found[event.id] = made
         events = tuple(_begun_by(e, found[e.id]) if e.id in found else e for e in self.seen.events)
@@ -230,7 +238,12 @@ class Experiment:
     # ------------------------------------------------------------------ trials of a cause
 
     def trials(self, cause: Cause, suspicion: Suspicion, progress: Progress | None = None) -> tuple[Trial, ...]:
-        """All trials that the cause asks for. Call it inside `subject.kept()`."""
+        """All trials that the cause asks for. Call it inside `subject.kept()`.
+
+        Raises:
+            NotReplayable: the deciding change or its placebo cannot be made of these batches. A change that is only
+                shown beside them is left out then.
+        """
         if cause.window == "epoch":
             if self._epochs is None:
                 self._epochs = EpochExperiment(self.subject)
@@ -257,9 +270,10 @@ class Experiment:
             if progress:
                 progress(f"replaying {cause.id}: {intervention.words}", done / len(arms))
             beside = arm == "intervention" and done > 1
-            for pair in pairs[:: -(-len(pairs) // PROFILE_PAIRS)] if beside else pairs:
-                made += [self._trial(cause, arm, intervention, pair, measure)]
-        if len(pairs) == 1 and placebo is not None:
+            chosen = pairs[:: -(-len(pairs) // PROFILE_PAIRS)] if beside else pairs
+            with suppress(NotReplayable) if beside else nullcontext():
+                made += [self._trial(cause, arm, intervention, pair, measure) for pair in chosen]
+        if len(pairs) == 1 and placebo is not None and _may_be_confirmed(made):
             first = pairs[0]
             draws = PLACEBO_DRAWS if not suspicion.identity else LEAST_PAIRS  # an identity needs no p-value
             for k in range(draws):
@@ -314,6 +328,12 @@ class Experiment:
             reproduced=made.reproduced if recorded else None,
             noise=made.noise if recorded else None,
         )
+
+
+def _may_be_confirmed(made: Sequence[Trial]) -> bool:
+    """Whether a p-value can still matter: what removes too little is no cause, however rare that would be."""
+    judged = judge(made)
+    return judged is not None and judged.removed >= REMOVED
 
 
 def _direction(seen: Observation, measure: Measure, event: Event, step: int) -> float:

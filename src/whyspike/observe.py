@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from whyspike.afterlast import after_last, hidden_event
+from whyspike.afterlast import after_last, hidden_event, is_of_last
 from whyspike.cause import Observation, Units, is_on_last_batch
 from whyspike.curve import Curve, look, with_patterns
 from whyspike.detect import detect
@@ -46,8 +46,11 @@ def events_of(run: Run) -> tuple[tuple[Event, ...], tuple[PeriodResult, ...], Cu
     events = in_steps(run, periodic_events(points, detect(points), periods))
     curve = look(run)
     events = with_patterns(run, curve, events)
-    if not any(is_on_last_batch(run, e) for e in events) and (found := after_last(run)) is not None:
-        ordered = sorted([*events, hidden_event(run, found)], key=lambda e: e.step)
+    repeats = any(e.period and is_on_last_batch(run, e) for e in events)
+    if not repeats and (found := after_last(run)) is not None:
+        # What one of these batches did so badly that it is an event by itself is part of it.
+        others = [e for e in events if not is_of_last(run, e)]
+        ordered = sorted([*others, hidden_event(run, found)], key=lambda e: e.step)
         events = tuple(replace(e, id=f"e{k}") for k, e in enumerate(ordered, 1))
     return events, periods_in_steps(run, periods), curve
 
@@ -161,7 +164,16 @@ def _accumulation(subject: Subject, events: Sequence[Event]) -> Accumulation:
         unit, misfit, splits = whole_loss(pieces, loss_of)
     except WhySpikeError:
         return Accumulation(convention=subject.convention)
-    return Accumulation(convention=subject.convention, unit=unit, misfit=misfit, splits=splits)
+    counts = {} if unit is None else _counts(subject, unit)
+    return Accumulation(convention=subject.convention, unit=unit, misfit=misfit, splits=splits, counts=counts)
+
+
+def _counts(subject: Subject, unit: str) -> dict[int, tuple[float, ...]]:
+    """The units in each micro-batch of every step that a capsule holds."""
+    from whyspike.accumulation import units_of
+
+    held = [s for path in subject.run.capsules for s in subject.capsule(path).steps if s.batches]
+    return {s.step: tuple(units_of(b, unit) for b in s.batches or ()) for s in held}
 
 
 def _missing(run: Run) -> Sequence[str]:

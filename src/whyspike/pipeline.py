@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from whyspike import answer as answers
 from whyspike.case import PLAIN, Build, Log, Loop, Vary
 from whyspike.cause import Cause, Observation, ScratchCure, catalogue
-from whyspike.errors import UnreadableRun, WhySpikeError
+from whyspike.errors import NotReplayable, UnreadableRun, WhySpikeError
 from whyspike.observe import observe
 from whyspike.suspect import suspect
 from whyspike.training import Training
@@ -241,11 +241,17 @@ def _experiment(
         experiment = Experiment(subject, seen, full=full)
         experiment.measure_states(progress)
         seen = experiment.profile(progress)
-        suspicions = suspect(seen)
-        for suspicion in suspicions:
+        suspicions = []
+        for suspicion in suspect(seen):
+            tried = suspicion
             if suspicion.outcome != "refuted":
-                trials[suspicion.cause] = experiment.trials(causes[suspicion.cause], suspicion, progress)
-    return seen, suspicions, trials
+                try:
+                    trials[suspicion.cause] = experiment.trials(causes[suspicion.cause], suspicion, progress)
+                except NotReplayable as error:
+                    reasons = (suspicion.reason, f"the experiment does not apply here: {error}")
+                    tried = replace(suspicion, reason="; ".join(r for r in reasons if r))
+            suspicions.append(tried)
+    return seen, tuple(suspicions), trials
 
 
 def _conclude(

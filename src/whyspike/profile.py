@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +23,7 @@ import numpy as np
 
 from whyspike import batches
 from whyspike.attribute import per_sample
-from whyspike.errors import WhySpikeError
+from whyspike.errors import NotReplayable, WhySpikeError
 from whyspike.excess import area_above
 from whyspike.seams import BASELINE
 
@@ -101,7 +102,9 @@ class Profiler:
         if not found.same_batch:
             found = self._batch(found, trials)
             if found.batch_step is not None:
-                found = self._sample(found, trials)
+                # Rows padded to another length cannot trade places: then the batch is named, and none of its samples.
+                with suppress(NotReplayable):
+                    found = self._sample(found, trials)
         if found.kind == "undecided":
             found = self._steps(found, trials)
         return replace(found, shares=tuple(trials.shares.items()))

@@ -171,17 +171,18 @@ class Subject:
 
     @cached_property
     def _pool(self) -> Any:
-        """Rows of the recorded full-size batches, for runs whose loader has no dataset to index."""
-        kept = [
-            b
-            for path in self.run.capsules
-            for step in self.capsule(path).steps
-            for b in step.batches or ()
-            if batches.size(b) == self.batch_size
-        ]
-        if not kept:
+        """Rows of the recorded batches of the commonest size and form, for loaders that have no dataset to index.
+
+        Batches that are padded to other lengths cannot be joined; the padding value is the user's own.
+        """
+        groups: dict[tuple[int, ...], list[Any]] = {}
+        for path in self.run.capsules:
+            for step in self.capsule(path).steps:
+                for b in step.batches or ():
+                    groups.setdefault((batches.size(b), *batches.form(b)), []).append(b)
+        if not groups:
             raise NotReplayable("no batches are stored in the record; watch(..., store_batches=True) stores them")
-        return batches.concat(kept[:64])
+        return batches.concat(max(groups.values(), key=len)[:64])
 
     def draw(self, n: int, rng: np.random.Generator | None = None) -> Any:
         """A batch of n random training samples. Every random generator of the process stays as it was."""
@@ -388,5 +389,11 @@ class Subject:
             boundary.apply_rng()
             rule = self.convention.rule(len(record.batches))
             rule = replace(rule, clip_grad_norm=record.clip, scaler=self.rule.scaler)
-            result = training_step(self.model, self.optimizer, self.loss_fn, drawn, at, intervention, rule)
+            try:
+                result = training_step(self.model, self.optimizer, self.loss_fn, drawn, at, intervention, rule)
+            except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+                # What was put into the batch is nothing that this network or loss can take.
+                raise NotReplayable(
+                    f"with {intervention.words}, step {record.step} raised {type(error).__name__}: {error}"
+                ) from error
             yield record, result.loss

@@ -26,6 +26,9 @@ class Workers:
     of_row: np.ndarray  # int64 [T], the worker that made the batch of each row
     levels: np.ndarray  # float64 [n], nats: mean log loss of a worker less that of the other ones in the same round
     p_value: float  # that one worker stands out so far from the others by chance
+    split_p: float = (
+        0.0  # that a random split of the samples makes one stand out so far; 0 where samples change workers
+    )
 
     @property
     def odd(self) -> int:
@@ -57,7 +60,39 @@ def workers(run: Run, *, seed: int = 0) -> Workers | None:
         return None
     rng = np.random.default_rng(seed)
     p = max(_rotation_p(rounds, groups, rng) for groups in (epochs, places))
-    return Workers(n=n, of_row=run.index % n, levels=_levels(rounds), p_value=p)
+    of_row = run.index % n
+    split = _split_p(rounds, epochs) if _keeps_samples(run, of_row, n) else 0.0
+    return Workers(n=n, of_row=of_row, levels=_levels(rounds), p_value=p, split_p=split)
+
+
+def _keeps_samples(run: Run, of_row: np.ndarray, n: int) -> bool:
+    """Whether a worker reads the same samples in every epoch; taken to be so where ids are not known (shards)."""
+    if run.sample_ids is None or run.epoch is None:
+        return True
+    first, second = ({}, {})
+    for read, epoch in zip((first, second), np.unique(run.epoch)[:2], strict=False):
+        for row in np.flatnonzero(run.epoch == epoch):
+            read.update(dict.fromkeys(map(int, run.sample_ids[row]), int(of_row[row])))
+    shared = [first[i] == second[i] for i in first if i in second]
+    return bool(shared) and float(np.mean(shared)) >= (1 + 1 / n) / 2  # 1 if it does, 1/n if they are shuffled
+
+
+def _split_p(rounds: np.ndarray, epochs: np.ndarray) -> float:
+    """How often a random split of the samples among the workers makes one of them stand out so far.
+
+    Where a worker has the same samples in every epoch, more epochs say no more of them: the k batches of one epoch are
+    the whole shard, and their spread s makes the standard error of its mean s / sqrt(k). A level is a contrast of one
+    mean against n - 1 others; Bonferroni over the n workers.
+    """
+    from scipy.stats import norm
+
+    n = rounds.shape[1]
+    kinds, counts = np.unique(epochs, return_counts=True)
+    inside = [rounds[epochs == e].var(axis=0, ddof=1) for e, k in zip(kinds, counts, strict=True) if k > 1]
+    if not inside:
+        return 1.0
+    error = np.sqrt(np.mean(inside) / np.median(counts) * n / (n - 1))
+    return float(min(1.0, 2 * n * norm.sf(np.abs(_levels(rounds)).max() / error))) if error > 0 else 0.0
 
 
 def _rotation_p(rounds: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> float:

@@ -63,7 +63,7 @@ def cross_entropy(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) ->
 
 def training(*, garbled: bool, seed: int = 0, vary: Vary = PLAIN, lr: float = 0.02) -> Training:
     torch.manual_seed(seed)
-    batch_size, width = vary.of(BATCH, vary.batch_size), vary.of(400, vary.width)
+    batch_size, width = vary.of(BATCH, vary.batch_size), vary.of(128, vary.width)
     shard = batch_size * vary.of(STEPS, vary.n / vary.batch_size)
     model = nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10))
     return Training(

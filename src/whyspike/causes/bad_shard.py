@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from whyspike.workers import Workers
 
 MOST = 0.8  # of an event's steps must be the worker's: the same share that an intervention must remove
+SPLIT = 0.01  # as for any test of a period (periods.ALPHA)
 Fault = Literal["worker", "data", "unknown"]
 AGAIN = "its own samples read again by the main process"
 
@@ -85,7 +86,18 @@ class BadShard(Cause):
                     expected="the same for all workers: 100 %, or fewer where samples are augmented",
                 )
             )
-        return suspect(self, events, evidence, identity=_where(seen) == "worker")
+        faulty = _where(seen) == "worker"
+        if found.split_p > SPLIT and not faulty:
+            evidence.append(
+                Evidence(
+                    statement="chance that a random split of the samples makes one worker's so much harder or easier",
+                    observed=f"{found.split_p:.2g}; a worker has the same samples in every epoch",
+                    expected=f"below {SPLIT}, if they are bad",
+                    p_value=found.split_p,
+                )
+            )
+            return suspect(self, events, evidence, harm="none")
+        return suspect(self, events, evidence, identity=faulty)
 
     def interventions(self, seen: Observation, draw: Draw) -> Sequence[Intervention]:
         from whyspike.interventions import ReadSamples, SkipBatch
@@ -105,6 +117,9 @@ class BadShard(Cause):
         if found is None:
             return super().sentence(seen, events)
         every = f"Every {found.n}{_ordinal(found.n)} batch comes from worker {found.odd} of the loader"
+        if found.split_p > SPLIT and _where(seen) != "worker":
+            which = "harder" if found.levels[found.odd] > 0 else "easier"
+            return f"{every}, whose samples are {which}, by no more than a random split of the samples makes them."
         if _where(seen) == "data":
             return f"{every}, and the samples that it reads are bad whoever reads them."
         return f"{every}, which delivers something else than the samples that it was asked for."

@@ -18,6 +18,9 @@ OWN_BATCHES = tuple(
 )
 MATTERS = 0.5  # of the rise: a batch without which half of it remains did not make it (profile.MATTERS)
 LEAST_EVENTS = 7  # 2**-7 = .008: fewer distinct events cannot reach p = .01 in a sign-flip test
+HALF = (
+    0.5  # of an event's height, in logarithms, that the mean of micro-batch means makes (as grad-accum-normalization)
+)
 FEW = 0.7  # of the typical count that the loss is divided by
 
 
@@ -138,7 +141,15 @@ def _moved(seen: Observation, event: Event) -> bool:
 
 
 def _few_units(seen: Observation, event: Event) -> bool:
-    """Whether the loss is divided by a count that is small in this batch: then the divisor made it high, not chance."""
+    """Whether the loss is divided by a count that is small in this batch: then the divisor made it high, not chance.
+
+    So it is where the mean of micro-batch means makes most of the height, in logarithms.
+    """
+    made = seen.accumulation
+    if made is not None and made.differs and event.reported is not None:
+        # A step that was not split is taken to be like those that were.
+        here = {event.step} if made.at(event.step) is not None else {s.step for s in made.splits}
+        return made.share_of(event.reported, here) >= HALF
     units = seen.units
     if units is None or units.interval[1] > -0.5:
         return False

@@ -45,7 +45,7 @@ class GradAccumNormalization(Cause):
     family = "scale"
     aliases = ("mean of means", "num_items_in_batch", "gradient-accumulation-bug")
     rank = 11
-    measure = "reported"
+    measure = "deviation"
     title = "gradient accumulation takes the mean of means, whatever the micro-batches hold"
 
     def preflight(self, setup: Setup) -> Finding | Note | None:
@@ -102,11 +102,9 @@ class GradAccumNormalization(Cause):
 
         made = seen.accumulation
         unit = made.unit if made is not None and made.unit is not None else "samples"
-        return [
-            WeightMicroLosses(
-                {s.step: s.units for s in made.splits} if made else {}, f"micro-losses weighted by {unit}"
-            )
-        ]
+        counts = {s.step: s.units for s in made.splits} | dict(made.counts) if made is not None else {}
+        # An episode may have several such steps; where micro-batches hold as much as each other, nothing changes.
+        return [WeightMicroLosses(counts, f"micro-losses weighted by {unit}", "onward")]
 
     def placebo(self, seen: Observation, draw: Draw) -> Intervention | None:
         from whyspike.interventions import RescaleLoss
@@ -155,9 +153,8 @@ def _inside(seen: Observation, event: Event, step: int) -> bool:
 
 def _explains(seen: Observation, event: Event) -> bool:
     """Whether the split makes most of an event: half of its height in logarithms."""
-    made = seen.accumulation
-    if made is None or event.reported is None or event.reported <= 0:
+    from whyspike.periods import occurrences
+
+    if seen.accumulation is None or event.reported is None:
         return False
-    ratios = [s.mean_of_means / s.weighted for s in made.splits if _inside(seen, event, s.step) and s.weighted > 0]
-    known = [log(r) for r in ratios if r > 0]
-    return bool(known) and float(np.median(known)) / log(event.reported) >= SHARE if event.reported != 1 else False
+    return seen.accumulation.share_of(event.reported, {int(s) for s in occurrences(seen.run, event)}) >= SHARE
