@@ -98,3 +98,13 @@ def test_the_last_batch_of_known_size_says_that_the_loss_is_divided_twice(tmp_pa
     made = said(tmp_path, loss, period, batch_size=size, dataset_size=(period - 1) * size + rest)
     assert top(made) == "double-averaged-loss"
     assert made.verdicts[0].outcome == "likely"
+
+
+def test_a_thinned_log_with_one_spike_says_nothing_of_samples(tmp_path):
+    loss = noise(300)
+    loss[150] *= 40.0
+    path = tmp_path / "log.csv"
+    path.write_text(
+        "\n".join(["step,epoch,loss", *(f"{50 * k},{50 * k // 63},{v!r}" for k, v in enumerate(loss.tolist()))])
+    )
+    assert diagnose(path).answer.status == "unexplained"

@@ -46,7 +46,7 @@ def once_per_epoch(run: Run, events: Sequence[Event]) -> OncePerEpoch | None:
     rows = [r for r in _peaks(run, spikes) if int(run.epoch[r]) in whole]
     epochs, places = [int(run.epoch[r]) for r in rows], [int(run.index[r]) for r in rows]
     k = len(whole)
-    if len(epochs) != k or set(epochs) != whole or np.ptp(places) < length / 4:
+    if k < 2 or len(epochs) != k or set(epochs) != whole or np.ptp(places) < length / 4:
         return None
     chance = factorial(k) / float(k) ** k if k < 100 else 0.0
     return OncePerEpoch(events=spikes, places=tuple(places), chance=chance) if chance <= CHANCE else None
