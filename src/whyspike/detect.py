@@ -627,7 +627,8 @@ def detect(run: Run) -> tuple[Event, ...]:
     Where every step sees all the data the loss is a probe itself.
     """
     probe = run.signals.get("probe")
-    whole = probe is None and run.steps_per_epoch == 1 and len(run) >= FULL_BATCH_STEPS
+    every = run.facts.get("logged_every") in (None, 1)  # a thinned log may have one point to an epoch
+    whole = probe is None and run.steps_per_epoch == 1 and every and len(run) >= FULL_BATCH_STEPS
     detector = Detector(batch_size=run.batch_size, dense=whole or bool(run.facts.get("dense_probe")))
     if whole:
         probes = dict(zip(run.step.tolist(), run.loss.tolist(), strict=True))
