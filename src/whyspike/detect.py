@@ -76,6 +76,7 @@ FAR = 1.5
 # such a probe was below 1.25 (benchmarks/second_question.py).
 STATE_LINE, STATE_LOW = log(1.5), log(1.25)
 FULL_BATCH_STEPS = 400  # a log of fewer steps, one to an epoch, may be one of epoch means
+THINNED = "thinned"  # of a log that holds every k-th step: it may have one point to an epoch
 STATE_LEAST = 4  # probe values that make a median
 
 
@@ -627,8 +628,12 @@ def detect(run: Run) -> tuple[Event, ...]:
     Where every step sees all the data the loss is a probe itself.
     """
     probe = run.signals.get("probe")
-    every = run.facts.get("logged_every") in (None, 1)  # a thinned log may have one point to an epoch
-    whole = probe is None and run.steps_per_epoch == 1 and every and len(run) >= FULL_BATCH_STEPS
+    whole = (
+        probe is None
+        and run.steps_per_epoch == 1
+        and THINNED not in run.facts
+        and len(run) >= FULL_BATCH_STEPS
+    )
     detector = Detector(batch_size=run.batch_size, dense=whole or bool(run.facts.get("dense_probe")))
     if whole:
         probes = dict(zip(run.step.tolist(), run.loss.tolist(), strict=True))
