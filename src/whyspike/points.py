@@ -60,7 +60,7 @@ def as_points(run: Run) -> Run:
         index=index,
         steps_per_epoch=epoch_points,
         signals=signals,
-        facts={THINNED: every, **_meeting(run, every)},  # the intervals that the run's own facts name are counted in steps
+        facts={THINNED: every, **_meeting(run, every)},  # the intervals in the run's facts are in steps
         marks=(),
     )
 
