@@ -628,12 +628,7 @@ def detect(run: Run) -> tuple[Event, ...]:
     Where every step sees all the data the loss is a probe itself.
     """
     probe = run.signals.get("probe")
-    whole = (
-        probe is None
-        and run.steps_per_epoch == 1
-        and THINNED not in run.facts
-        and len(run) >= FULL_BATCH_STEPS
-    )
+    whole = probe is None and run.steps_per_epoch == 1 and THINNED not in run.facts and len(run) >= FULL_BATCH_STEPS
     detector = Detector(batch_size=run.batch_size, dense=whole or bool(run.facts.get("dense_probe")))
     if whole:
         probes = dict(zip(run.step.tolist(), run.loss.tolist(), strict=True))
