@@ -232,10 +232,9 @@ def _exponent(subject: Subject) -> Exponent:
 
 def _gaps(subject: Subject) -> GapCurve | None:
     """From the recorded ids, and at states along some of the recorded epochs."""
-    from whyspike.epochs import Epochs
     from whyspike.gaps import curve, look
 
-    looked = look(Epochs(subject))
+    looked = look(subject.epochs)
     return None if looked is None else curve(looked, subject.run)
 
 
