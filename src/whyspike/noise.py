@@ -33,6 +33,9 @@ FEW = 45.0  # a line lies 1 + FEW / n as far beyond the tail of n residuals: it 
 # Where the log residuals of the tail have a mean excess above HEAVY the tail is a power law (its exponent is one over
 # that excess), and the largest of many values lies far more mean excesses out: by a factor e per quarter of a nat.
 HEAVY, HEAVIER = 0.25, 4.0
+# A dip must be so many times as far below the median as the lowest of 64 values, 2.4 standard deviations of Gaussian
+# noise. Near zero the logarithm makes a dip of any low value.
+DEEP = 2.0
 # While little is known the lines are wide, and a spike of those steps is taken for noise. When so many residuals are
 # known, the largest are set aside if the others would have called them a spike: they would hide all later ones.
 CLEANED, SET_ASIDE = 64, 2
@@ -99,7 +102,7 @@ class Channel:
         """Whether a value is far below the latest ones on the linear scale too, where ordinary noise cannot be."""
         values = sorted(self.raw)
         middle = values[len(values) // 2]
-        return middle - value > 1.5 * (middle - values[0])
+        return middle - value > DEEP * (middle - values[0])
 
     def accept(self, value: float, y: float) -> None:
         """Let a value into the median."""

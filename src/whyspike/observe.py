@@ -296,7 +296,7 @@ def _on_the_network(
             pool = subject.draw(64 if slow else POOL)
             losses = per_sample(subject.model, subject.loss_fn, pool, subject.batch_size)
             if np.isfinite(losses).all() and np.isfinite(loss):
-                null[event.id] = batch_mean_null(losses, batches.size(batch), loss, n_steps=len(run)).p_value
+                null[event.id] = batch_mean_null(losses, batches.size(batch), loss, n_steps=len(run)).p_cautious
             if rank < ATTRIBUTED and not contrastive:
                 attributions[event.id] = attribute(
                     subject.model,
@@ -331,7 +331,7 @@ def _nearby_null(subject: Subject, run: Run, event: Event) -> float | None:
         subject.at(Window(steps[near], near, None), near)
         losses = per_sample(subject.model, subject.loss_fn, subject.draw(POOL), subject.batch_size)
         observed = float(run.loss[row] * levels[1] / levels[0])
-        return float(batch_mean_null(losses, int(run.n_samples[row]), observed, n_steps=len(run)).p_value)
+        return float(batch_mean_null(losses, int(run.n_samples[row]), observed, n_steps=len(run)).p_cautious)
     except (WhySpikeError, ValueError):
         return None
 

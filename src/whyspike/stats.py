@@ -7,7 +7,7 @@ its null (Phipson & Smyth 2010). None comes from a table that assumes independen
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import exp, inf, isnan, log, sqrt
 from statistics import NormalDist
 from typing import Literal
@@ -165,12 +165,16 @@ def poisson_upper(k: int, exposure: float, *, level: float = 0.95) -> float:
     return high / exposure
 
 
+LIMIT = 1.645  # standard errors of the pool's tail shape: its upper 95 % limit. The error is that of its estimator
+
+
 @dataclass(frozen=True, kw_only=True)
 class BatchMeanNull:
     """How likely a mini-batch loss is under nothing but the luck of the draw."""
 
     p_value: float  # of this step alone
     p_any: float  # of at least one such step among `n_steps`, Bonferroni
+    p_cautious: float  # of this step, with the tail of single losses as heavy as the pool allows: what refutes chance
     typical: float  # mean of the resampled batch means
     method: Literal["empirical", "tail"]
     valid: bool  # False: the pool is too small, or the tail fit misses its own draws
@@ -199,6 +203,9 @@ def batch_mean_null(
     losses were exponential, lognormal, a power law or those of mislabelled samples; without the fitted tail of the
     pool, up to 62 % (`tests/test_stats.py`).
 
+    A tail that is known from 51 losses may be heavier than it looks. `p_cautious` takes the upper 95 % limit of its shape
+    (the estimator's variance is (1 + shape^2) / count, Dekkers et al.): chance is refuted with that one.
+
     Validity: the pool has at least 64 losses and 4 * n, and the tail fitted to the means predicts the quantile that 10
     draws exceed within 15 % of the tail's width. Where `valid` is False take `p_value` for an order of magnitude at
     best.
@@ -226,7 +233,7 @@ def batch_mean_null(
     if len(pool) < max(64, 4 * n):
         reason = f"the pool has {len(pool)} losses; at least {max(64, 4 * n)} are needed for batches of {n}"
     method: Literal["empirical", "tail"] = "empirical"
-    p = (1 + above) / (draws + 1)
+    p = cautious = (1 + above) / (draws + 1)
     if above < 10:
         k = min(250, draws // 20)
         line = float(means[-k - 1])
@@ -239,13 +246,18 @@ def batch_mean_null(
             others = (n - 1) * float(np.median(means))
             anchor = tail.survival(n * float(means[-10]) - others)
             alone = 10 / draws * tail.survival(n * observed - others) / anchor if anchor > 0 else 0.0
-            p = min(p, max(k / draws * _pareto_tail(observed - line, shape, scale), alone))
+            p = cautious = min(p, max(k / draws * _pareto_tail(observed - line, shape, scale), alone))
+            wide = tail.with_shape(tail.shape + LIMIT * sqrt((1.0 + tail.shape**2) / max(tail.count, 1)))
+            anchor = wide.survival(n * float(means[-10]) - others)
+            if anchor > 0:
+                cautious = max(p, min((1 + above) / (draws + 1), 10 / draws * wide.survival(n * observed - others) / anchor))
             predicted = scale * (log(k / 10) if shape < 1e-9 else ((k / 10) ** shape - 1) / shape)
             if abs(predicted - excess[-10]) > 0.15 * excess[-1] and reason is None:
                 reason = "the fitted tail does not follow the largest resampled means"
     return BatchMeanNull(
         p_value=p,
         p_any=min(1.0, p * n_steps),
+        p_cautious=cautious,
         typical=float(means.mean()),
         method=method,
         valid=reason is None,
@@ -278,9 +290,12 @@ class _PoolTail:
             shape = first + 1.0 - 0.5 / spread if spread > 1e-9 else 0.0
         else:  # no logarithm: some losses are negative
             shape = _pareto_fit(excess)[0]
-        shape = min(max(shape, 0.0), 2.0)
-        scale = middle * shape / (2.0**shape - 1.0) if shape > 1e-6 else middle / log(2.0)
-        return cls(count, start, shape, scale)
+        return cls(count, start, 0.0, middle / log(2.0)).with_shape(min(max(shape, 0.0), 2.0))
+
+    def with_shape(self, shape: float) -> _PoolTail:
+        """The tail of the same median with another shape."""
+        middle = _pareto_median(self.shape, self.scale)
+        return replace(self, shape=shape, scale=middle / _pareto_median(shape, 1.0))
 
     def draw(self, pool: np.ndarray, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
         index = rng.integers(0, len(pool), size)
@@ -303,6 +318,10 @@ def _pareto_fit(excess: np.ndarray) -> tuple[float, float]:
     moment = float(np.mean(weights * excess))
     shape = min(max(0.0, 2.0 - mean / (mean - 2 * moment)), 0.95) if mean > 2 * moment else 0.0
     return shape, mean * (1.0 - shape)
+
+
+def _pareto_median(shape: float, scale: float) -> float:
+    return scale * ((2.0**shape - 1.0) / shape if shape > 1e-6 else log(2.0))
 
 
 def _pareto_tail(excess: float, shape: float, scale: float) -> float:
