@@ -29,6 +29,7 @@ from torch.optim import Optimizer
 
 from whyspike import batches, clipwatch, probeset
 from whyspike.boundarywatch import BoundaryWatch
+from whyspike.cliporder import ClipOrder, unscaled_by
 from whyspike.errors import BadTraining
 from whyspike.frozen import rng_state
 from whyspike.gradwatch import GradWatch
@@ -155,6 +156,7 @@ class Recorder:
         self._draws: list[Draw] | tuple[()] = ()
         self._context: Context = (-1, 0, NAN, None)
         self._clip: tuple[int, float, float] = (-1, NAN, NAN)
+        self._clips = ClipOrder(self._writer.mark)
         self._steps: list[Step] = []  # not drained yet
         self._attention = 0  # the step at whose end something else than appending is due
         self._look = True  # the next batch needs more than appending
@@ -520,6 +522,7 @@ class Recorder:
         if self._off:
             return
         try:
+            self._clips.updated = self._step
             groups = optimizer.param_groups
             if len(groups) != len(self._lrs) or any(g["lr"] != lr for g, lr in zip(groups, self._lrs, strict=True)):
                 self._read_hyper()
@@ -548,8 +551,13 @@ class Recorder:
             if one is None or not any(one is p for p in norms.parameters):
                 return  # of another model
             if kind == "norm":
-                norm = norm.detach()
-                self._clip = (self._step, float(limit), norm.item() if norm.is_cpu else NAN)
+                norm, limit = norm.detach(), float(limit)
+                size = norm.item() if norm.is_cpu else NAN
+                hooked = self._pre_hook is not None
+                acts = self._clips.clipped(self._step, limit, size, hooked, unscaled_by(self.scaler, self.optimizer))
+                if acts is None:
+                    return  # the update is made: nothing of it was clipped
+                self._clip = (self._step, acts, size)
                 if not norm.is_cpu:
                     self._measures.later("clip_norm", self._step, norm)
             elif "clip-value" not in self.facts:
