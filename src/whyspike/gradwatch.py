@@ -1,8 +1,8 @@
 """Whether the gradient of an update still holds that of the update before: seen at a few steps, exactly.
 
 At a step that is looked at, a hook on one parameter notes what lies in `.grad` before the first backward pass, and the
-fresh gradient of every pass. Right before the update, `.grad` is a multiple of the fresh gradient where it was zeroed, and
-of fresh plus old where it was not: clipping and unscaling change the multiple, not the mixture.
+fresh gradient of every pass. Right before the update, `.grad` is a multiple of the fresh gradient where it was zeroed,
+and of fresh plus old where it was not: clipping and unscaling change the multiple, not the mixture.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A regression with SGD whose batch size goes down and up again, at one learning rate.
 
-Stages of batches of 128 samples and stages of 4, as when a run moves between machines of different memory. The noise of a
-step grows 32-fold with each small stage, and the network is shaken off its level. In the healthy twin the learning rate
-follows the batch size.
+Stages of batches of 128 samples and stages of 4, as when a run moves between machines of different memory. The noise of
+a step grows 32-fold with each small stage, and the network is shaken off its level. In the healthy twin the learning
+rate follows the batch size.
 """
 
 from __future__ import annotations

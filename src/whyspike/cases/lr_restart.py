@@ -1,15 +1,17 @@
 """Noisy digits with cosine warm restarts: every 150 steps the learning rate is back at its highest value.
 
-Each cycle ends at a hundredth of the learning rate, where the network settles; the restart throws it out again, within a
-few steps. In the healthy twin the same cosine falls once, over the whole training.
+Each cycle ends at a hundredth of the learning rate, where the network settles; the restart throws it out again, within
+a few steps. In the healthy twin the learning rate stays low after the first cycle.
 """
 
 from __future__ import annotations
 
+from math import cos, pi
+
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, CosineAnnealingWarmRestarts
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from whyspike.case import PLAIN, Case, Vary
@@ -31,16 +33,18 @@ def training(seed: int, vary: Vary, *, restarts: bool) -> Training:
     model = nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10))
     optimizer = torch.optim.Adam(model.parameters(), lr=LR * vary.lr)
     data = NoisyDigits(size * vary.of(STEPS, vary.n), noise=NOISE, seed=seed)  # once: no epoch has a say
-    lowest = LOW * LR * vary.lr
-    falls = CosineAnnealingLR(optimizer, T_max=len(data) // size, eta_min=lowest)
-    again = CosineAnnealingWarmRestarts(optimizer, T_0=CYCLE, eta_min=lowest)
+
+    def factor(step: int) -> float:
+        gone = step % CYCLE if restarts else min(step, CYCLE)
+        return LOW + (1 - LOW) * (1 + cos(pi * gone / CYCLE)) / 2
+
     return Training(
         model=model,
         optimizer=optimizer,
         loss_fn=cross_entropy,
         loader=DataLoader(data, batch_size=size, shuffle=True, generator=torch.Generator().manual_seed(seed)),
         epochs=1,
-        scheduler=again if restarts else falls,
+        scheduler=LambdaLR(optimizer, factor),
     )
 
 

@@ -89,7 +89,9 @@ class LrRestart(Cause):
 
         factors = [after / before for before, after in lr_rises(seen.run).values() if before > 0] or [10.0]
         factor = float(np.median(factors))
-        return ScaleLr(1 / factor, f"the learning rate of the ordinary step before it divided by {factor:.3g}", "control")
+        return ScaleLr(
+            1 / factor, f"the learning rate of the ordinary step before it divided by {factor:.3g}", "control"
+        )
 
     def sentence(self, seen: Observation, events: Sequence[Event]) -> str:
         rises = lr_rises(seen.run)
@@ -124,7 +126,9 @@ class LrRestart(Cause):
             ScratchCure(
                 cure=Cure(
                     words="where the restarts are meant, keep the weights from the end of a cycle",
-                    code={"torch": "if scheduler.T_cur == scheduler.T_0 - 1:\n    torch.save(model.state_dict(), path)"},
+                    code={
+                        "torch": "if scheduler.T_cur == scheduler.T_0 - 1:\n    torch.save(model.state_dict(), path)"
+                    },
                     applicability="manual",
                 )
             ),
