@@ -54,6 +54,22 @@ class HoldLr(Intervention):
             group["lr"] = lr
 
 
+class WarmUp(Intervention):
+    """The learning rate multiplied by (t + 1) / steps in the first steps of the training, t from 0."""
+
+    def __init__(self, steps: int, words: str) -> None:
+        self.steps, self.words = steps, words
+
+    def before_update(self, at: StepContext, optimizer: Optimizer) -> None:
+        self._kept = [g["lr"] for g in optimizer.param_groups]
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr"] * min(1.0, (at.step + 1) / self.steps)
+
+    def after_update(self, at: StepContext, optimizer: Optimizer) -> None:
+        for group, lr in zip(optimizer.param_groups, self._kept, strict=True):
+            group["lr"] = lr
+
+
 class _ChangedUpdate(Intervention):
     """Multiply the update of every tensor by a factor."""
 
