@@ -1,6 +1,6 @@
 """Digits from two sources, clear and noisy ones, whose shares change every 100 steps.
 
-Of the batches of one stage a tenth is noisy, of those of the next one nine tenths: the loss goes up at once, and down
+In one stage one sample in ten is noisy, in the next one nine in ten: the loss goes up at once, and down
 again. In the healthy twin the shares stay equal.
 """
 
@@ -17,9 +17,9 @@ from whyspike.case import PLAIN, Case, Vary
 from whyspike.cases._data import noisy_digits
 from whyspike.training import Training
 
-BATCH, STAGES, STEPS = 64, 20, 100  # STEPS of a stage
+BATCH, STAGES, STEPS = 128, 24, 100  # STEPS of a stage
 CLEAR, NOISY = 0.5, 1.5  # noise of the two sources, of a pixel's standard deviation
-FEW, MANY = 0.1, 0.9  # of a batch is noisy
+FEW, MANY = 0.1, 0.9  # share of the noisy source
 LR = 0.02
 
 

@@ -18,7 +18,7 @@ from whyspike.case import PLAIN, Case, Vary
 from whyspike.cases._data import NoisyDigits
 from whyspike.training import Training
 
-BATCH, STEPS, CYCLE, NOISE = 64, 2400, 150, 0.4
+BATCH, STEPS, CYCLE, NOISE = 64, 2400, 150, 0.5
 
 LR, LOW = 0.03, 0.01
 

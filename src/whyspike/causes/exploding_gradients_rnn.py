@@ -31,6 +31,10 @@ class ExplodingGradientsRnn(Cause):
         what it was, only what comes from further back is missing in the gradient. The spike must go. As a placebo every
         weight's learning rate is raised or lowered by three tenths at random: as large a change of an ordinary step.
 
+        This cause is a preview: in the plain networks that we trained, of 16 and 32 time steps, the cut removes 75 to 98 %
+        of the spikes, and the placebo 23 to 37 % of them. They stand at the edge of what their step size can bear as much
+        as at a wall.
+
     What to do:
         Clip the gradient. Gated cells (LSTM, GRU), a recurrent matrix that begins orthogonal, and layer normalisation keep
         it from growing.
@@ -41,6 +45,7 @@ class ExplodingGradientsRnn(Cause):
     """
 
     family = "optimizer"
+    status = "preview"
     aliases = ("exploding-gradients", "bptt", "gradient-explosion")
     needs = ("replay",)
     rank = 7

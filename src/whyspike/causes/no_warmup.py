@@ -24,7 +24,7 @@ class NoWarmup(Cause):
         The loss rises within the first steps, above where it began or had come to, and nothing of the kind comes later.
 
     How we test it:
-        Not by a replay, so far. It happens once in a training, at its begin, where a rank against 99 placebo draws cannot
+        Not by a replay: this cause is a preview. It happens once in a training, at its begin, where a rank against 99 placebo draws cannot
         pass the correction for several causes; and in the cases that we tried, what other spikes survive (learning rates
         shaken by three tenths) moved this one, too. Hence this cause says where to look, and its cure is trained from
         scratch.
