@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from whyspike.case import Vary
 from whyspike.cases._data import noisy_digits
 
-LENGTH, BATCH, WIDTH, STEPS = 16, 32, 32, 800
+LENGTH, BATCH, WIDTH, STEPS = 16, 32, 32, 550
 NOISE, LR, LIMIT = 0.5, 0.1, 0.25  # LIMIT: of the gradient's norm, whose median is 2.5
 GAIN = 1.4  # of the recurrent matrix at the begin: a gradient may grow on its way back through time
 Batch = tuple[torch.Tensor, torch.Tensor]

@@ -1,7 +1,7 @@
-"""A regression in which 2 of 3,968 samples come from a corner of their own, with large but right targets.
+"""A regression in which one of 2,976 samples comes from a corner of its own, with large but right targets.
 
-Each time that one of them is drawn, its gradient fills the batch. The network learns them within some twenty epochs,
-and from then on they do nothing. In the healthy twin they are ordinary samples.
+Each time that it is drawn, its gradient fills the batch. The network learns it within some twenty epochs, and from then
+on it does nothing. In the healthy twin it is an ordinary sample.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from whyspike.case import PLAIN, Case, Vary
 from whyspike.cases._tabular import BATCH, OUTPUTS, Table, collate, network, squared_error, table
 from whyspike.training import Training
 
-N, STEPS, LR = 3968, 2480, 0.05
-RARE, CORNER, FAR = 2, 6.0, 15.0  # samples; where their first two features are; and their targets
+N, STEPS, LR = 2976, 3348, 0.05
+RARE, CORNER, FAR = 1, 6.0, 15.0  # samples; where its first two features are; and its targets
 
 
 def data(seed: int, n: int, *, rare: bool) -> Table:
@@ -58,7 +58,7 @@ def healthy(seed: int = 0, vary: Vary = PLAIN) -> Training:
 
 
 CASE = Case(
-    words="a regression with SGD; 2 of 3,968 samples are far from all others, but right",
+    words="a regression with SGD; one of 2,976 samples is far from all others, but right",
     cause="hard-but-legit-data",
     sick=sick,
     healthy=healthy,
