@@ -23,7 +23,7 @@ class Recurrent(nn.Module):
         super().__init__()
         self.rnn = nn.RNN(64 // LENGTH, width, batch_first=True)
         self.out = nn.Linear(width, 10)
-        nn.init.orthogonal_(self.rnn.weight_hh_l0, GAIN)
+        nn.init.orthogonal_(self.rnn.get_parameter("weight_hh_l0"), GAIN)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.out(self.rnn(x)[0][:, -1])
