@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from whyspike.afterlast import after_last, hidden_event
+from whyspike.afterlast import after_last, hidden_event, is_of_last
 from whyspike.cause import Observation, Units, is_on_last_batch
 from whyspike.curve import Curve, look, with_patterns
 from whyspike.detect import detect
 from whyspike.errors import WhySpikeError
+from whyspike.logsigns import of_log
 from whyspike.numerics import Numerics
 from whyspike.numerics import look as look_at_numbers
 from whyspike.periods import PeriodResult, occurrences, period_results, periodic_events
@@ -45,8 +46,11 @@ def events_of(run: Run) -> tuple[tuple[Event, ...], tuple[PeriodResult, ...], Cu
     events = in_steps(run, periodic_events(points, detect(points), periods))
     curve = look(run)
     events = with_patterns(run, curve, events)
-    if not any(is_on_last_batch(run, e) for e in events) and (found := after_last(run)) is not None:
-        ordered = sorted([*events, hidden_event(run, found)], key=lambda e: e.step)
+    repeats = any(e.period and is_on_last_batch(run, e) for e in events)
+    if not repeats and (found := after_last(run)) is not None:
+        # What one of these batches did so badly that it is an event by itself is part of it.
+        others = [e for e in events if not is_of_last(run, e)]
+        ordered = sorted([*others, hidden_event(run, found)], key=lambda e: e.step)
         events = tuple(replace(e, id=f"e{k}") for k, e in enumerate(ordered, 1))
     return events, periods_in_steps(run, periods), curve
 
@@ -59,6 +63,8 @@ def observe(run: Run, subject: Subject | None = None, progress: Progress | None 
     missing = [*_missing(run), *_too_few_cycles(run, periods)]
     if subject is None:
         named = _named(run, events)
+        if of_log(run) and run.n_samples is None and any(is_on_last_batch(run, e) for e in events if e.period):
+            missing.append("the size of an epoch's last batch: give --batch-size B and --dataset-size N")
         return Observation(run=run, events=named, periods=periods, curve=curve, missing=tuple(missing))
     from whyspike.reread import SameDraws, reread, same_draws
 
@@ -172,7 +178,7 @@ def _counts(subject: Subject, unit: str) -> dict[int, tuple[float, ...]]:
 
 def _missing(run: Run) -> Sequence[str]:
     missing = []
-    if "reader_says" in run.facts:  # a log that another tool wrote
+    if of_log(run):
         if run.index is None and not any(note.id == "epoch-only" for note in run.notes):
             missing.append("the place of a step in its epoch: give --steps-per-epoch N")
         return missing
@@ -226,10 +232,9 @@ def _exponent(subject: Subject) -> Exponent:
 
 def _gaps(subject: Subject) -> GapCurve | None:
     """From the recorded ids, and at states along some of the recorded epochs."""
-    from whyspike.epochs import Epochs
     from whyspike.gaps import curve, look
 
-    looked = look(Epochs(subject))
+    looked = look(subject.epochs)
     return None if looked is None else curve(looked, subject.run)
 
 
