@@ -123,7 +123,7 @@ class HardButLegitData(Cause):
         )
         words = f"gradient clipped to {limit:.2g}"
         return [
-            ScratchCure(cure=clip, make=lambda: ClipGradNorm(limit, words, "always")),
+            ScratchCure(cure=clip, make=lambda: ClipGradNorm(limit, words, "always"), expected="protects"),
             ScratchCure(
                 cure=Cure(
                     words="keep them, and draw their kind more often at a smaller weight",
