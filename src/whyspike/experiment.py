@@ -32,6 +32,7 @@ PLACEBO_DRAWS = 99  # for a single event: the smallest p is 1 / 100
 MOST_LATE = 3  # steps between a damaging step and the first plotted loss above the line
 RISE = 14  # steps that the network may rise before a spike of its own is seen, in a probe every 4 steps
 LEAD = 12  # steps before an event at which its replays begin: what sets it off may lie 10 steps before (experiment Q2)
+OTHER = 0.1  # relative; a replay whose losses differ by more is that of another training, and has no height to tell
 VISIBLE = 1.1  # a state factor below it is no damage (the contract's line between cosmetic and damaging)
 
 Progress = Callable[[str, float], None]
@@ -220,6 +221,8 @@ class Experiment:
             if pair.redraw is not None:
                 continue
             made = self.replay(pair, BASELINE)
+            if made.noise > OTHER:
+                continue
             onset, before = onset_of(made), level_before(made)
             after = np.asarray(made.state[onset:])
             peaks.append(float(np.max(after) / before) if before > 0 else np.nan)

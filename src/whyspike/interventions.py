@@ -117,6 +117,24 @@ class FillBatch(Intervention):
         return batches.concat([batch, self.draw(missing)])
 
 
+class ResizeBatch(Intervention):
+    """Batches of another size from a step on: topped up with other training samples, or cut to their first ones.
+
+    Args:
+        sizes: by the step of the event, the samples of its batch and of all that follow.
+    """
+
+    def __init__(self, draw: Draw, sizes: Mapping[int, int], words: str) -> None:
+        self.draw, self.sizes, self.words = draw, sizes, words
+
+    def batch(self, at: StepContext, batch: Any) -> Any:
+        size = self.sizes.get(at.event_step) if at.event_step is not None and at.since_event is not None else None
+        n = batches.size(batch)
+        if size is None or size == n:
+            return batch
+        return batches.take(batch, list(range(size)), n) if size < n else batches.concat([batch, self.draw(size - n)])
+
+
 class ReplaceSamples(Intervention):
     """As many other training samples in place of the batch's own."""
 

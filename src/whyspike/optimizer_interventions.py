@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from whyspike.interventions import momentum_buffers
+from whyspike.interventions import Where, acts, momentum_buffers
 from whyspike.seams import Intervention, StepContext
 
 
@@ -30,6 +30,44 @@ class SetHyperparameters(Intervention):
     def after_update(self, at: StepContext, optimizer: Optimizer) -> None:
         for group, values in self._kept:
             group.update(values)
+
+
+class HoldLr(Intervention):
+    """The learning rate never above that of the step before: held where it was before the steps on which this acts."""
+
+    def __init__(self, words: str, where: Where = "onward") -> None:
+        self.words = words
+        self.where: Where = where
+
+    def begin(self, model: nn.Module, optimizer: Optimizer) -> None:
+        self._before: list[float] | None = None
+
+    def before_update(self, at: StepContext, optimizer: Optimizer) -> None:
+        self._kept = [g["lr"] for g in optimizer.param_groups]
+        if acts(self.where, at) and self._before is not None:
+            for group, held in zip(optimizer.param_groups, self._before, strict=True):
+                group["lr"] = min(float(group["lr"]), held)
+        self._before = [float(g["lr"]) for g in optimizer.param_groups]
+
+    def after_update(self, at: StepContext, optimizer: Optimizer) -> None:
+        for group, lr in zip(optimizer.param_groups, self._kept, strict=True):
+            group["lr"] = lr
+
+
+class WarmUp(Intervention):
+    """The learning rate multiplied by (t + 1) / steps in the first steps of the training, t from 0."""
+
+    def __init__(self, steps: int, words: str) -> None:
+        self.steps, self.words = steps, words
+
+    def before_update(self, at: StepContext, optimizer: Optimizer) -> None:
+        self._kept = [g["lr"] for g in optimizer.param_groups]
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr"] * min(1.0, (at.step + 1) / self.steps)
+
+    def after_update(self, at: StepContext, optimizer: Optimizer) -> None:
+        for group, lr in zip(optimizer.param_groups, self._kept, strict=True):
+            group["lr"] = lr
 
 
 class _ChangedUpdate(Intervention):

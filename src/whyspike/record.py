@@ -29,8 +29,10 @@ from torch.optim import Optimizer
 
 from whyspike import batches, clipwatch, probeset
 from whyspike.boundarywatch import BoundaryWatch
+from whyspike.cliporder import ClipOrder, unscaled_by
 from whyspike.errors import BadTraining
 from whyspike.frozen import rng_state
+from whyspike.gradwatch import GradWatch
 from whyspike.hyper import Hyper, hyperparameters, without_lr
 from whyspike.keeper import Keeper
 from whyspike.loader_ids import LoaderIds, compact, length, loader_facts
@@ -146,6 +148,7 @@ class Recorder:
         self._rng = RngNotes()
         self._keeper: Keeper | None = None
         self._between: BoundaryWatch | None = None  # what happens between the steps
+        self._left: GradWatch | None = None  # whether gradients are zeroed
         self._detector: Any = None
         self._dense = False
         # the step that is being built
@@ -153,6 +156,7 @@ class Recorder:
         self._draws: list[Draw] | tuple[()] = ()
         self._context: Context = (-1, 0, NAN, None)
         self._clip: tuple[int, float, float] = (-1, NAN, NAN)
+        self._clips = ClipOrder(self._writer.mark)
         self._steps: list[Step] = []  # not drained yet
         self._attention = 0  # the step at whose end something else than appending is due
         self._look = True  # the next batch needs more than appending
@@ -225,7 +229,8 @@ class Recorder:
                 adopt=self._adopt,
             )
             self._keeper.boundaries = self._between.settled
-            self._undo.append(self._between.let_go)
+            self._left = GradWatch(self.optimizer, self._writer.mark)
+            self._undo += [self._between.let_go, self._left.end]
             self._read_hyper()
             self._hook(True)
             self._undo += [lambda: self._hook(False), self._measures.let_go, clipwatch.listen(self._clipped)]
@@ -460,6 +465,8 @@ class Recorder:
             self._next_snapshot = keeper.next_step
             self._attention = min(self._attention, self._next_snapshot)
         self._measures.gather(batch, n)
+        if self._measures.wanted and self._left is not None and self._left.wanted:
+            self._left.begin()
         self._look = (
             self._measures.gathering
             or self._rng.draws
@@ -504,6 +511,8 @@ class Recorder:
         self._hook(False)
         self.optimizer = optimizer
         self._measures.adopt(optimizer)
+        if self._left is not None:
+            self._left.adopt(optimizer)
         self._keeper.adopt(optimizer)
         self._lrs = []
         self._before_update(optimizer, (), {})
@@ -513,6 +522,7 @@ class Recorder:
         if self._off:
             return
         try:
+            self._clips.updated = self._step
             groups = optimizer.param_groups
             if len(groups) != len(self._lrs) or any(g["lr"] != lr for g, lr in zip(groups, self._lrs, strict=True)):
                 self._read_hyper()
@@ -525,6 +535,8 @@ class Recorder:
                     self._drain_by_ready()
             if self._measures.wanted:
                 self._measures.before_update(self._step)
+                if self._left is not None:
+                    self._left.before_update(self._step)
         except Exception as error:
             self._updating = True  # a hook must not be removed while hooks run; it does nothing from now on
             self._fail(error)
@@ -539,8 +551,13 @@ class Recorder:
             if one is None or not any(one is p for p in norms.parameters):
                 return  # of another model
             if kind == "norm":
-                norm = norm.detach()
-                self._clip = (self._step, float(limit), norm.item() if norm.is_cpu else NAN)
+                norm, limit = norm.detach(), float(limit)
+                size = norm.item() if norm.is_cpu else NAN
+                hooked = self._pre_hook is not None
+                acts = self._clips.clipped(self._step, limit, size, hooked, unscaled_by(self.scaler, self.optimizer))
+                if acts is None:
+                    return  # the update is made: nothing of it was clipped
+                self._clip = (self._step, acts, size)
                 if not norm.is_cpu:
                     self._measures.later("clip_norm", self._step, norm)
             elif "clip-value" not in self.facts:
@@ -568,6 +585,8 @@ class Recorder:
         """A step has ended after which something is due; `step` is the next one."""
         measures = self._measures
         if measures.wanted:
+            if self._left is not None:
+                self._left.end()
             failed = measures.after_step(step - 1)
             if failed is not None:
                 self._warn(f"{failed}. The training is recorded without a probe")
@@ -576,7 +595,7 @@ class Recorder:
         alarmed = type(value) is float and not value <= self._alarm
         if step >= self._drain_at or alarmed or monotonic() >= self._flush_at:
             self._drain()
-        if step >= self._next_snapshot:
+        if step >= self._next_snapshot or (measures.wanted and self._left is not None and self._left.wanted):
             self._look = True
         self._hook_if_needed(step)
         self._attention = step + 1 if measures.wanted else min(self._drain_at, measures.due, self._next_snapshot)

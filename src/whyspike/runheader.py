@@ -21,6 +21,7 @@ def header(name: str, model: Any, optimizer: Any, scheduler: Any, scaler: Any) -
         "name": name,
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),
         "model": type(model).__name__,
+        "layers": sorted({type(m).__name__ for m in model.modules()}) if isinstance(model, nn.Module) else None,
         "n_parameters": sum(p.numel() for p in model.parameters()) if isinstance(model, nn.Module) else None,
         "optimizer": {
             "name": type(optimizer).__name__,

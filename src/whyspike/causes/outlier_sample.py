@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from whyspike.cause import Cause, Draw, Observation, ScratchCure, suspect
+from whyspike.exposures import exposures
 from whyspike.logsigns import once_per_epoch
 from whyspike.types import Cure, Event, Evidence, Suspicion
 
@@ -91,6 +92,14 @@ class OutlierSample(Cause):
                     expected="above 0 % if it is the sample, whatever the batch and the state; 0 % else",
                 )
             )
+        ids = sorted({p.sample for p in named if p.sample_known and p.sample is not None})
+        found = exposures(seen.run, ids)
+        if found is not None and found.learnt:
+            reason = (
+                f"the network learns them: {found.left:.0%} of what their batches have too much is left in the last third "
+                f"of {found.n} times that they are trained on"
+            )
+            return suspect(self, events, evidence, outcome="refuted", reason=reason)
         return suspect(self, events, evidence)
 
     def _of_log(self, seen: Observation) -> Suspicion | None:
