@@ -23,6 +23,7 @@ from whyspike.types import Attribution, Cure, Event, Evidence, Exponent, Family,
 
 if TYPE_CHECKING:
     from whyspike.accumulation import Accumulation
+    from whyspike.batchnorm import Normalised
     from whyspike.curve import Curve
     from whyspike.excess import Measure
     from whyspike.gaps import GapCurve
@@ -57,6 +58,8 @@ class Setup:
     evaluation: tuple[str, ...] | None = None  # what a call of evaluate(model) changes; None: not known
     # Of the micro-batches of a step: the mean of their losses, and the loss of all their samples at once, in eval mode
     split: tuple[float, float] | None = None
+    # Mean loss of the same samples in batches of each size, in train mode; None where it raises. Empty without BatchNorm
+    by_size: Mapping[int, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +85,7 @@ class Observation:
     units: Units | None = None
     batch_null: Mapping[str, float] = field(default_factory=dict)  # event id → p of the batch-mean null
     numerics: Numerics | None = None
+    normalised: Mapping[str, Normalised] = field(default_factory=dict)  # by event id, where the network has BatchNorm
     profiles: Mapping[str, Profile] = field(default_factory=dict)  # by event id, of the network's own spikes
     periods: tuple[PeriodResult, ...] = ()  # tests of the periods that the run has by itself, the epoch first
     reread: Mapping[int, float] = field(default_factory=dict)  # step → share of its samples that read the same again

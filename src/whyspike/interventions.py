@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from whyspike import batches
+from whyspike.batchnorm import layers
 from whyspike.boundary import Boundary, Part
 from whyspike.lossform import LossForms
 from whyspike.seams import EpochContext, Intervention, StepContext
@@ -95,6 +96,34 @@ class SkipBatch(Intervention):
 
     def batch(self, at: StepContext, batch: Any) -> Any | None:
         return None if acts(self.where, at) else batch
+
+
+class RunningStatistics(Intervention):
+    """BatchNorm layers normalise the batch by their running statistics, and do not learn from it."""
+
+    def __init__(
+        self, words: str = "BatchNorm on its running statistics in that batch", where: Where = "event"
+    ) -> None:
+        self.words = words
+        self.where: Where = where
+        self._changed: list[Any] = []
+        self._model: nn.Module | None = None
+
+    def begin(self, model: nn.Module, optimizer: Optimizer) -> None:
+        self._model, self._changed = model, []
+
+    def batch(self, at: StepContext, batch: Any) -> Any:
+        if acts(self.where, at) and self._model is not None:
+            self._changed = [m for m in layers(self._model) if m.training]
+            for module in self._changed:
+                module.training = False
+        return batch
+
+    def loss(self, at: StepContext, loss: torch.Tensor) -> torch.Tensor:
+        for module in self._changed:
+            module.training = True
+        self._changed = []
+        return loss
 
 
 class FillBatch(Intervention):
