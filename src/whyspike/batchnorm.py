@@ -112,3 +112,54 @@ def relearned(model: nn.Module, forward: Callable[[Any], Any], drawn: Sequence[A
             module.momentum = momentum
         for module, flag in modes:
             module.training = flag
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalGap:
+    """The mean loss of the same training batches in three ways, with dropout off, at the weights before one step."""
+
+    step: int
+    own: float  # each batch by its own statistics, as in training
+    running: float  # by the running statistics, as in an evaluation
+    relearned: float  # by statistics learned anew at these weights, over other batches
+    dropout: float | None = None  # as in training, dropout on; None where the network has none
+
+    @property
+    def ratio(self) -> float:
+        return self.running / self.own if self.own > 0 else float("inf")
+
+    @property
+    def removed(self) -> float:
+        """The share of the gap between evaluation and training that relearned statistics close."""
+        gap = self.running - self.own
+        return (self.running - self.relearned) / gap if gap > 0 else float("nan")
+
+
+def eval_gap(model: nn.Module, loss_fn: LossFn, drawn: Sequence[Any], others: Sequence[Any], step: int) -> EvalGap:
+    """Evaluate batches in train and in eval mode. Nothing changes.
+
+    Args:
+        drawn: batches that are evaluated.
+        others: batches from which the statistics are learned anew.
+
+    Raises:
+        BadTraining: `loss_fn` raised.
+    """
+
+    def mean() -> float:
+        return sum(loss_value(model, loss_fn, b) for b in drawn) / len(drawn)
+
+    drops = [m for m in model.modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0]
+    with frozen(model):
+        running = mean()
+    own = dropout = None
+    if drops:
+        with frozen(model, train_mode=True, seed=0):
+            dropout = mean()
+    with frozen(model, train_mode=True, seed=0):
+        for module in drops:
+            module.training = False
+        own = mean()
+    with frozen(model, seed=0), relearned(model, lambda b: loss_fn(model, b), others):
+        again = mean()
+    return EvalGap(step=step, own=own, running=running, relearned=again, dropout=dropout)

@@ -23,9 +23,10 @@ from whyspike.types import Attribution, Cure, Event, Evidence, Exponent, Family,
 
 if TYPE_CHECKING:
     from whyspike.accumulation import Accumulation
-    from whyspike.batchnorm import Normalised
+    from whyspike.batchnorm import EvalGap, Normalised
     from whyspike.curve import Curve
     from whyspike.excess import Measure
+    from whyspike.firstloss import FirstLoss
     from whyspike.gaps import GapCurve
     from whyspike.numerics import Numerics
     from whyspike.periods import PeriodResult
@@ -60,6 +61,7 @@ class Setup:
     split: tuple[float, float] | None = None
     # Mean loss of the same samples in batches of each size, in train mode; None where it raises. Empty without BatchNorm
     by_size: Mapping[int, float | None] = field(default_factory=dict)
+    first_loss: FirstLoss | None = None  # of a cross-entropy on logits; None for any other loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +88,8 @@ class Observation:
     batch_null: Mapping[str, float] = field(default_factory=dict)  # event id → p of the batch-mean null
     numerics: Numerics | None = None
     normalised: Mapping[str, Normalised] = field(default_factory=dict)  # by event id, where the network has BatchNorm
+    eval_gaps: Sequence[EvalGap] = ()  # train against eval mode at some states, where the network has BatchNorm
+    first_loss: FirstLoss | None = None  # before the first step, of a cross-entropy on logits
     profiles: Mapping[str, Profile] = field(default_factory=dict)  # by event id, of the network's own spikes
     periods: tuple[PeriodResult, ...] = ()  # tests of the periods that the run has by itself, the epoch first
     reread: Mapping[int, float] = field(default_factory=dict)  # step → share of its samples that read the same again

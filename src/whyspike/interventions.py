@@ -345,6 +345,21 @@ class StableForms(Intervention):
         return loss
 
 
+class ShrinkHead(Intervention):
+    """The last layer's weights and bias made smaller before the first step of a training from scratch."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+        self.words = f"the last layer begins {1 / factor:.3g} times smaller"
+
+    def begin(self, model: nn.Module, optimizer: Optimizer) -> None:
+        heads = [m for m in model.modules() if isinstance(m, nn.Linear)]
+        if heads:
+            with torch.no_grad():
+                for p in heads[-1].parameters():
+                    p.mul_(self.factor)
+
+
 class ScaleLr(Intervention):
     """Multiply the learning rate. At a tenth it removes any spike, so it is a ceiling and proves nothing."""
 

@@ -23,12 +23,16 @@ from whyspike.types import Attribution, Event, Exponent, Run
 
 if TYPE_CHECKING:
     from whyspike.accumulation import Accumulation
-    from whyspike.batchnorm import Normalised
+    from whyspike.batchnorm import EvalGap, Normalised
+    from whyspike.firstloss import FirstLoss
     from whyspike.gaps import GapCurve
     from whyspike.replay import Subject
 
 ATTRIBUTED = 3  # events whose factors are measured: about 660 forward passes each
 OCCURRENCES = 5  # of a repeated event, at whose weights its batches are looked at
+SETTLED = 64  # steps after which running statistics should have settled: .9**64 of what they began with is .001
+GAP_STATES = 3  # at which train and eval mode are compared, on so many batches; statistics are learned from four times
+GAP_BATCHES = 8
 NULLS = 8  # events that are held against the batch-mean null
 COUNTED = 64  # events whose batches are drawn again to count what they hold
 POOL = 512  # training samples behind that null, of which a large batch needs four times its size
@@ -74,6 +78,8 @@ def observe(run: Run, subject: Subject | None = None, progress: Progress | None 
     draws: SameDraws | None = None
     numerics: Numerics | None = None
     normalised: Mapping[str, Normalised] = {}
+    eval_gaps: Sequence[EvalGap] = ()
+    first: FirstLoss | None = None
     replayable = bool(run.capsules)
     accumulation: Accumulation | None = None
     with subject.kept():
@@ -95,6 +101,10 @@ def observe(run: Run, subject: Subject | None = None, progress: Progress | None 
             exponent = _exponent(subject)
         except WhySpikeError as error:
             missing.append(f"the batch-size exponent: {error}")
+        if replayable:
+            with suppress(WhySpikeError):
+                first = _first_loss(subject)
+                eval_gaps = _eval_gaps(subject)
         if replayable and events:
             try:
                 units = _units(subject, events)
@@ -122,6 +132,8 @@ def observe(run: Run, subject: Subject | None = None, progress: Progress | None 
         exponent=exponent,
         numerics=numerics,
         normalised=normalised,
+        eval_gaps=eval_gaps,
+        first_loss=first,
         units=units,
         batch_null=null,
         reread=again,
@@ -266,6 +278,37 @@ def _units(subject: Subject, events: Sequence[Event]) -> Units | None:
         if len(series.value) and bool(np.all(np.isfinite(series.value)) and np.all(np.mod(series.value, 1) == 0))
     }
     return units.fit(rows, logged, subject.batch_size)
+
+
+def _first_loss(subject: Subject) -> FirstLoss | None:
+    """The loss of the first recorded batch at the weights of the beginning."""
+    from whyspike.firstloss import first_loss
+    from whyspike.replay import Window
+
+    for path in subject.run.capsules:
+        held = subject.capsule(path)
+        if held.step == 0 and held.steps and held.steps[0].batches:
+            subject.at(Window(path, 0, None), 0)
+            return first_loss(subject.model, subject.loss_fn, held.steps[0].batches)
+    return None
+
+
+def _eval_gaps(subject: Subject) -> Sequence[EvalGap]:
+    """Train against eval mode at some of the recorded states, where the network has BatchNorm."""
+    from whyspike.batchnorm import eval_gap, layers
+    from whyspike.replay import Window
+
+    paths = [p for p in subject.run.capsules if subject.capsule(p).step >= SETTLED]
+    if not layers(subject.model) or not paths:
+        return ()
+    drawn = [subject.draw(subject.batch_size) for _ in range(GAP_BATCHES)]
+    others = [subject.draw(subject.batch_size) for _ in range(4 * GAP_BATCHES)]
+    made = []
+    for k in np.unique(np.linspace(0, len(paths) - 1, GAP_STATES).astype(int)):
+        step = subject.capsule(paths[int(k)]).step
+        subject.at(Window(paths[int(k)], step, None), step)
+        made.append(eval_gap(subject.model, subject.loss_fn, drawn, others, step))
+    return made
 
 
 def _normalised(subject: Subject, run: Run, events: Sequence[Event]) -> dict[str, Normalised]:
