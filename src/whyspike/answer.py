@@ -126,8 +126,9 @@ def _harm(verdict: Verdict, events: Sequence[Event]) -> str:
         return "This is expected and does no harm."
     states = [e.state for e in events if e.state is not None and np.isfinite(e.state)]
     if verdict.harm == "damaging":
-        worst = f": the loss on fixed samples rises to {max(states):.2g} times its level" if states else ""
-        return f"It damages the network{worst}."
+        worst = max(states, default=0.0)  # of the replay, which need not have the event
+        shown = f": the loss on fixed samples rises to {worst:.2g} times its level" if worst >= 1.1 else ""
+        return f"It damages the network{shown}."
     if verdict.silent:
         return "No event of this loss shows it."
     if not states and not verdict.arms:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from whyspike.periods import PeriodResult
     from whyspike.plotted import Plotted
     from whyspike.profile import Profile
+    from whyspike.reproduction import Reproduction
     from whyspike.reread import SameDraws
     from whyspike.sampling import Sampling
     from whyspike.seams import Intervention
@@ -59,7 +60,7 @@ class Setup:
     evaluation: tuple[str, ...] | None = None  # what a call of evaluate(model) changes; None: not known
     # Of the micro-batches of a step: the mean of their losses, and the loss of all their samples at once, in eval mode
     split: tuple[float, float] | None = None
-    # Mean loss of the same samples in batches of each size, in train mode; None where it raises. Empty without BatchNorm
+    # Mean loss of the same samples in batches of each size, in train mode; None where it raises. For BatchNorm only
     by_size: Mapping[int, float | None] = field(default_factory=dict)
     first_loss: FirstLoss | None = None  # of a cross-entropy on logits; None for any other loss
 
@@ -90,6 +91,7 @@ class Observation:
     normalised: Mapping[str, Normalised] = field(default_factory=dict)  # by event id, where the network has BatchNorm
     eval_gaps: Sequence[EvalGap] = ()  # train against eval mode at some states, where the network has BatchNorm
     first_loss: FirstLoss | None = None  # before the first step, of a cross-entropy on logits
+    reproductions: Sequence[Reproduction] = ()  # recorded windows that were run again unchanged, in order
     profiles: Mapping[str, Profile] = field(default_factory=dict)  # by event id, of the network's own spikes
     periods: tuple[PeriodResult, ...] = ()  # tests of the periods that the run has by itself, the epoch first
     reread: Mapping[int, float] = field(default_factory=dict)  # step → share of its samples that read the same again

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from whyspike.frozen import frozen, loss_value
 from whyspike.seams import LossFn
 
-# Above ln C: -.03 to +.09 nats in the first batches of the cases with a classifier, .89 (of ln 32) for a contrastive loss
+# Above ln C lie the first batches of the cases by -.03 to +.09 nats, of a contrastive loss by .89 (of ln 32).
 LEAST_NATS = 1.0
 LEAST_SHARE = 0.5  # of ln C
 LOGITS = ("cross_entropy", "binary_cross_entropy_with_logits")

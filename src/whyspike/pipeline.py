@@ -105,6 +105,8 @@ def diagnose_recorder(
     with recorder.paused():  # the replays pass through the same seams
         subject = Subject.of(recorder, run)
         seen = observe(run, subject, progress)
+        if prove and subject is not None and seen.replayable:
+            seen = _run_again(seen, subject, progress)
         if prove and subject is not None and seen.replayable and seen.events:
             seen, suspicions, trials = _experiment(seen, subject, progress, full=full)
             runfolder.append_trials(recorder.path, [t for made in trials.values() for t in made])
@@ -227,6 +229,17 @@ def demo(case: Case, *, healthy: bool = False, seed: int = 0, progress: Progress
 
 
 # --------------------------------------------------------------------------- the stages behind
+
+
+def _run_again(seen: Observation, subject: Subject, progress: Progress | None) -> Observation:
+    """Whether recorded windows come out once more, unchanged."""
+    from whyspike.reproduction import look
+
+    if progress:
+        progress("running recorded steps again, unchanged", 0.0)
+    with subject.kept():
+        subject.learn_convention()
+        return replace(seen, reproductions=look(subject, seen.events))
 
 
 def _experiment(
