@@ -63,6 +63,7 @@ class Setup:
     # Mean loss of the same samples in batches of each size, in train mode; None where it raises. For BatchNorm only
     by_size: Mapping[int, float | None] = field(default_factory=dict)
     first_loss: FirstLoss | None = None  # of a cross-entropy on logits; None for any other loss
+    precision: tuple[float, float] | None = None  # the first loss as it is, and in float32, where the two are not alike
 
 
 @dataclass(frozen=True, kw_only=True)

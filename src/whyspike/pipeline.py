@@ -366,7 +366,7 @@ def _harm(
     base = [t for t in trials if t.arm == "baseline"]
     if base:
         lengths = sorted(
-            sum(s >= 1.1 * t.state_reference for s in t.state[t.event_step - t.first_step :]) for t in base
+            sum(not s < 1.1 * t.state_reference for s in t.state[t.event_step - t.first_step :]) for t in base
         )
         return "damaging" if lengths[len(lengths) // 2] >= 3 else "cosmetic"
     states = [e.state for e in seen.events if e.id in events and e.state is not None]

@@ -40,6 +40,7 @@ from whyspike.recordwriter import RecordWriter
 from whyspike.rngnotes import RngNotes
 from whyspike.runfolder import LOG, RunFolder
 from whyspike.runheader import header
+from whyspike.scalewatch import ScaleWatch
 from whyspike.seams import LossFn
 from whyspike.signals import MEASURED, OWN
 from whyspike.stretch import Context, Draw, Step, Stretch
@@ -146,6 +147,7 @@ class Recorder:
         self._rng = RngNotes()
         self._keeper: Keeper | None = None
         self._between: BoundaryWatch | None = None  # what happens between the steps
+        self._scale = None if self.scaler is None else ScaleWatch(self.scaler, self._writer.mark)
         self._detector: Any = None
         self._dense = False
         # the step that is being built
@@ -275,6 +277,8 @@ class Recorder:
             if self._keeper is not None:
                 self._keeper.held.append(entry)
             self._step = step = self._step + 1
+            if self._scale is not None:
+                self._scale.after_step(step - 1)
             if (
                 step >= self._attention
                 or monotonic() >= self._flush_at
@@ -588,6 +592,8 @@ class Recorder:
             stretch = self._take_steps()
             self._writer.steps(stretch)
             self._measures.read()
+            if self._scale is not None:
+                self._scale.read()
             if keeper is not None:
                 keeper.follow(stretch)
                 self._fresh = keeper.fresh

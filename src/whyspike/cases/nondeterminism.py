@@ -1,7 +1,8 @@
 """Noisy digits, whose loss adds up the parts of a batch in an order that nothing keeps.
 
-The order is drawn from the operating system, which no seed reaches. That stands for the atomic additions of a GPU, which
-arrive as they are done: only the last bit of the sum changes. In the healthy twin the parts are added in their own order.
+The order is drawn from the operating system, which no seed reaches. That stands for the atomic additions of a GPU,
+which arrive as they are done: only the last bit of the sum changes. In the healthy twin the parts are added in their
+own order.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The next character of an English text, and one bit of one embedding that flips in the middle of an epoch, once.
+"""The next character of an English text, and one bit of one embedding that flips in the middle of the training, once.
 
 The injector stands for the memory: between two steps it flips a bit of the exponent of one number in the embeddings
 of the commonest characters, the largest one. The number becomes 256 times as large; the injector knows nothing of the
@@ -19,7 +19,7 @@ from whyspike.case import PLAIN, Case, Loop, Vary
 if TYPE_CHECKING:
     from whyspike.record import Recorder
 
-STEPS, EPOCHS = 60, 6  # STEPS per epoch
+STEPS = 360  # one epoch
 CHARACTERS, CONTEXT = 128, 4
 COMMON = " etaoin"
 BIT = 26  # of a float32: the fourth of the exponent, so that a number between 2 and 4 is 256 times as large
@@ -56,27 +56,24 @@ def loop(seed: int, vary: Vary, *, flips: bool) -> Loop:
         embedding, nn.Flatten(), nn.Linear(CONTEXT * 16, width), nn.ReLU(), nn.Linear(width, CHARACTERS)
     )
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3 * vary.lr)
-    steps = vary.of(STEPS, vary.n, 40)
+    steps = vary.of(STEPS, vary.n, 200)
     loader = DataLoader(
         next_characters(size * steps, seed),
         batch_size=size,
         shuffle=True,
         generator=torch.Generator().manual_seed(seed),
     )
-    when = 3 * steps + steps // 3 + seed % 7
+    when = 5 * steps // 9 + seed % 7
 
     def body(rec: Recorder) -> None:
-        step = 0
-        for _ in range(EPOCHS):
-            for batch in rec.batches(loader):
-                loss = cross_entropy(model, batch)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                rec.step(loss)
-                if flips and step == when:
-                    flip(embedding.weight, BIT)
-                step += 1
+        for step, batch in enumerate(rec.batches(loader)):
+            loss = cross_entropy(model, batch)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            rec.step(loss)
+            if flips and step == when:
+                flip(embedding.weight, BIT)
 
     return Loop(model=model, optimizer=optimizer, loss_fn=cross_entropy, body=body)
 
@@ -90,7 +87,7 @@ def healthy(seed: int = 0, vary: Vary = PLAIN) -> Loop:
 
 
 CASE = Case(
-    words="the next character of a text, and one bit of one embedding that flips in the middle of an epoch",
+    words="the next character of a text, and one bit of one embedding that flips in the middle of the training",
     cause="silent-data-corruption",
     sick=sick,
     healthy=healthy,
