@@ -65,7 +65,7 @@ def plan(commit: str, *, quick: bool = False, only: str | None = None) -> list[T
     ]
     if only in (None, "healthy"):
         seed = seed_of(commit, "healthy")
-        numbers = range(0, HEALTHY, 10 if quick else 1)
+        numbers = range(0, HEALTHY, 11 if quick else 1)  # 11: every task and optimizer in turn
         tasks += [Task(kind="healthy", name="training", replicate=k, seed=seed) for k in numbers]
     if only in (None, "faults"):
         tasks += [

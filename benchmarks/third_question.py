@@ -1,10 +1,11 @@
-"""The third question, measured: `python benchmarks/third_question.py [--seeds 3] [--large]`.
+"""The third question, measured: `python benchmarks/third_question.py [--seeds 2] [--cases 1] [--large]`.
 
 A next-item recommender whose training metric is best in the first quarter of every epoch. Trains it from scratch with
 the order of the data, the gradients, the optimizer or the network changed, one at a time, and prints what the four
 quarters of the epoch show in the training, on fixed training samples and in the validation. Then the loss of a sample
-against the time since it was last trained on; then the case, recorded, replayed and diagnosed; then the last batch of
-six that hides in the same picture. The seeds are none of those that the case and its causes were written on (0 to 5).
+against the time since it was last trained on; then the last batch of three that hides in the same picture; then both
+cases and their twins, recorded, replayed and diagnosed. The seeds are none of those that the cases and their causes
+were written on (0 to 19).
 Writes docs/benchmarks/third_question.md.
 
 `--large` also trains the sizes of the original question (50,000 samples in batches of 256; about 20 minutes).
@@ -28,14 +29,14 @@ import torch.nn.functional as F
 from whyspike import orders
 from whyspike.case import find_case
 from whyspike.cases.gru_recommender import training
-from whyspike.pipeline import demo
 from whyspike.rerun import train
 from whyspike.seams import BASELINE, Intervention
+from whyspike.testing import score_case
 from whyspike.types import Diagnosis
 
 OUT = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "third_question.md"
 SKIP = 5  # epochs at the begin, where the loss falls most
-PROBE = 2048
+PROBE = 1024
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Quarters:
         return float(np.ptp(self.train.mean(axis=0)))
 
 
-def folded(values: Sequence[float]) -> np.ndarray:
+def folded(values: Sequence[float] | np.ndarray) -> np.ndarray:
     """Quarters about a centred mean over one epoch, mean over the epochs after the first ones, [4]."""
     x = np.array(values)
     trend = np.convolve(x, np.array([0.5, 1, 1, 1, 0.5]) / 4, mode="valid")
@@ -127,9 +128,7 @@ ARMS: list[tuple[str, Callable[[], Intervention], dict[str, Any], str]] = [
     ("gradients clipped to 0.4 (half their median norm)", lambda: BASELINE, {"clip_grad_norm": 0.4}, "80 to 120 %"),
     ("LayerNorm after the GRU", lambda: BASELINE, {"norm": True}, "80 to 120 %"),
     ("Adam with beta2 = .9", lambda: BASELINE, {"betas": (0.9, 0.9)}, "80 to 120 %"),
-    ("Adam with beta1 = 0", lambda: BASELINE, {"betas": (0.0, 0.999)}, "no effect"),
-    ("lr 3e-3", lambda: BASELINE, {"lr": 0.003}, "smaller"),
-    ("lr 1e-3", lambda: BASELINE, {"lr": 0.001}, "smaller still"),
+    ("lr 3e-3", lambda: BASELINE, {"lr": 0.003}, "smaller in nats: less is memorised at a visit"),
 ]
 
 
@@ -140,8 +139,16 @@ def scratch_table(seeds: Sequence[int]) -> list[str]:
         say(words)
         lines.append(row(words, quarters(seeds, make, **how), base, expected))
     flat = float(np.ptp(base.probe.mean(axis=0))) / base.amplitude
+    dip = base.validation.mean(axis=0)
     return [
         *lines,
+        "",
+        "The public answer is divergence, to be cured by clipping and layer normalisation. The training loss falls to "
+        f"{base.level:.2f} nats, and what these two leave of the pattern stands in their rows.",
+        "",
+        f"The validation loss is {dip[:2].mean() - dip[3]:.3f} nats higher in the first half of an epoch than at its "
+        "end: samples seen a short while ago are fitted once more, at the expense of what was not seen. That dip is "
+        "real, and it goes with the sawtooth.",
         "",
         f"The loss on {PROBE} fixed training samples moves by {flat:.0%} of what the training loss does (expected: at "
         "most 10 %). Each number is a mean over the epochs after the fifth, about a centred mean over one epoch, and "
@@ -151,15 +158,23 @@ def scratch_table(seeds: Sequence[int]) -> list[str]:
 
 def last_batch_table(seeds: Sequence[int]) -> list[str]:
     """Two patterns of one period: each goes with a change of its own, and stays with the other's."""
-    how: dict[str, Any] = {"lr": 0.02, "betas": (0.0, 0.999)}
+    how: dict[str, Any] = {"lr": 0.012, "betas": (0.0, 0.999)}
     made = [
-        ("reshuffled, a last batch of 6", quarters(seeds, lambda: BASELINE, rest=6, **how)),
-        ("reshuffled, the last batch left out", quarters(seeds, orders.Divisible, rest=6, **how)),
-        ("with replacement, a last batch of 6", quarters(seeds, orders.WithReplacement, rest=6, **how)),
+        ("reshuffled, a last batch of 3", quarters(seeds, lambda: BASELINE, rest=3, **how)),
+        ("reshuffled, the last batch left out", quarters(seeds, orders.Divisible, rest=3, **how)),
+        ("with replacement, a last batch of 3", quarters(seeds, orders.WithReplacement, rest=3, **how)),
         ("reshuffled, N divisible", quarters(seeds, lambda: BASELINE, **how)),
-        ("with replacement, N divisible", quarters(seeds, orders.WithReplacement, **how)),
     ]
-    return [*HEAD, *(row(words, found, made[0][1], "") for words, found in made)]
+    after, without = made[0][1].probe.mean(axis=0), made[1][1].probe.mean(axis=0)
+    return [
+        *HEAD,
+        *(row(words, found, made[0][1], "") for words, found in made),
+        "",
+        "The fourth evaluation of an epoch comes right after the small batch. The loss on fixed training samples is "
+        f"{after[3] - after[:3].mean():+.3f} nats higher there than at the other three; without that batch "
+        f"{without[3] - without[:3].mean():+.3f}. The sawtooth of the training loss goes with replacement and stays "
+        "without the small batch; what the small batch does stays with replacement and goes with the batch.",
+    ]
 
 
 def large_table(seed: int) -> list[str]:
@@ -180,13 +195,28 @@ def large_table(seed: int) -> list[str]:
     return [*HEAD, *(row(words, found, made[0][1], "") for words, found in made)]
 
 
-def diagnosis_lines(made: Diagnosis, took: float, title: str) -> list[str]:
+def case_lines(name: str, seed: int, *, whole: bool) -> list[str]:
+    """What a case and its twin are diagnosed as; of the case all that was seen, where `whole`."""
+    started = time.process_time()
+    made = score_case(find_case(name), seed)
+    took = time.process_time() - started
+    confirmed = ", ".join(f"{v.cause} (harm: {v.harm})" for v in made.sick.verdicts if v.outcome == "confirmed")
     lines = [
-        f"## {title}: {made.answer.status}, {made.answer.cause} ({took:.0f} s of one core)",
+        f"### {name}, seed {seed}",
         "",
-        made.answer.sentence,
+        f"As declared: {'yes' if not made.problems else 'no: ' + '; '.join(made.problems)}. Confirmed: "
+        f"{confirmed or 'nothing'}. Case and twin took {took:.0f} s of one core.",
+        "",
+        f"> {made.sick.answer.sentence}",
+        "",
+        f"Twin: {made.healthy.answer.sentence}",
         "",
     ]
+    return [*lines, *(diagnosis_lines(made.sick) if whole else [])]
+
+
+def diagnosis_lines(made: Diagnosis) -> list[str]:
+    lines = []
     lines += ["| verdict | harm | evidence | observed | expected | p |", "|---|---|---|---|---|---|"]
     for verdict in made.verdicts:
         if verdict.outcome == "refuted":
@@ -257,25 +287,32 @@ def say(words: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=2, help="of the trainings from scratch, from 100 on")
+    parser.add_argument("--cases", type=int, default=1, help="seeds of the cases and their twins, from 100 on")
     parser.add_argument("--large", action="store_true")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     seeds = list(range(100, 100 + chosen.seeds))
     lines = ["# The third question, measured", "", "`python benchmarks/third_question.py`", ""]
+    lines += [
+        "Why is a training metric best in the first quarter of every epoch, while the validation dips? Because a "
+        "sample that comes up early in a reshuffled epoch was trained on a short while ago. With replacement "
+        "the pattern is gone; clipping and layer normalisation leave it as it was.",
+        "",
+    ]
     lines += ["## The four quarters of the epoch", "", *scratch_table(seeds), ""]
     lines += ["## The loss against the time since the last visit", "", *gap_lines(seeds[0]), ""]
-    for name, title in (("gru-recommender", "The case"), ("gru-last-batch", "With a last batch of six")):
-        for seed in seeds:
-            started = time.process_time()
-            made = demo(find_case(name), seed=seed, progress=lambda words, done: say(words))
-            lines += diagnosis_lines(made, time.process_time() - started, f"{title}, seed {seed}")
     lines += ["## Two patterns of one period", "", *last_batch_table(seeds), ""]
+    lines += ["## The cases", ""]
+    for name in ("gru-recommender", "gru-last-batch"):
+        for seed in range(100, 100 + chosen.cases):
+            say(f"{name}, seed {seed}")
+            lines += case_lines(name, seed, whole=seed == 100)
     if chosen.large:
         lines += ["## At the sizes of the question (one seed)", "", *large_table(seeds[0]), ""]
     text = "\n".join(lines)
     OUT.parent.mkdir(parents=True, exist_ok=True)
-    OUT.write_text(text + "\n", encoding="utf-8")
+    OUT.write_text(text.rstrip() + "\n", encoding="utf-8")
     print(text)
 
 

@@ -472,3 +472,12 @@ def test_a_lasting_rise_of_a_dense_probe_is_one_level_shift() -> None:
         probe = (2.0 if step >= 600 else 1.0) * float(np.exp(0.03 * rng.standard_normal())) if step % 4 == 0 else None
         detector.update(step, float(np.exp(0.9 * rng.standard_normal())), n_samples=32, probe=probe)
     assert [(e.kind, 600 <= e.step <= 604) for e in detector.finish()] == [("level-shift", True)]
+
+
+def test_a_spike_of_the_first_steps_does_not_hide_the_later_ones():
+    """The lines are wide at first, so that it is no event itself; nor may it pass for the noise of the others."""
+    loss = np.exp(0.15 * np.random.default_rng(0).standard_normal(900))
+    for step in (12, 199, 329, 640, 800):
+        loss[step] *= 9
+    found = detect(Run(source="a test", reader="test", step=np.arange(900), loss=loss))
+    assert [(e.kind, e.step) for e in found] == [("spike", step) for step in (199, 329, 640, 800)]

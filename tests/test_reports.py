@@ -396,3 +396,25 @@ def test_reports_are_loaded_one_by_one():
         "assert not {'jinja2', 'torch', 'scipy', 'polars', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_experiment_says_what_its_numbers_count() -> None:
+    """Whole epochs are judged by the height of their pattern, an event by its area."""
+    from whyspike.reports import _words
+    from whyspike.types import Verdict
+
+    def unit(cause: str) -> str:
+        return _words.unit(Verdict(cause=cause, outcome="confirmed", harm="none", events=("e1",)))
+
+    assert "nats" in unit("epochal-sawtooth")
+    assert "log-loss x steps" in unit("small-last-batch")
+    assert _words.unit(None) == unit("a cause of another package")
+
+
+def test_a_probe_that_is_measured_now_and_then_is_drawn_as_a_line() -> None:
+    from whyspike.reports._pictures import _bridged
+
+    nan = float("nan")
+    assert _bridged([nan, 1.0, nan, 3.0, nan])[1:4] == [1.0, 2.0, 3.0]
+    assert str(_bridged([nan, 1.0, nan, 3.0, nan])[0]) == "nan"
+    assert _bridged([1.0, 2.0]) == [1.0, 2.0]

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from whyspike.afterlast import after_last, hidden_event
+from whyspike.afterlast import after_last, hidden_event, is_of_last
 from whyspike.cause import Observation, is_on_last_batch
 from whyspike.causes.epochal_sawtooth import EpochalSawtooth
 from whyspike.gaps import GapCurve
@@ -131,6 +131,14 @@ def test_the_fall_at_a_boundary_that_the_detector_saw_belongs_to_the_wave() -> N
     assert found.events == (wave.id, drop.id)
 
 
+def test_the_usual_explanation_has_its_number() -> None:
+    """The loss falls from epoch to epoch: nothing diverges."""
+    found = EpochalSawtooth().signature(seen_in(run_of(sawtooth())))
+    assert found is not None
+    (row,) = [e for e in found.evidence if "diverged" in e.expected]
+    assert float(row.observed.removesuffix(" x")) == pytest.approx(np.exp(-0.02 * (EPOCHS - 2)), rel=0.03)
+
+
 def test_the_answer_gives_the_gaps_of_the_first_and_the_last_quarter() -> None:
     seen = seen_in(run_of(sawtooth()))
     said = EpochalSawtooth().sentence(seen, seen.events)
@@ -174,6 +182,20 @@ def test_a_validation_that_is_worse_right_after_a_small_last_batch_is_an_event_t
     assert is_on_last_batch(run, event)
     assert not event.is_wave
     assert [e.kind for e in seen_in(run).events if is_on_last_batch(run, e)] == ["periodic"]
+
+
+@pytest.mark.parametrize(
+    ("before", "state", "belongs"),
+    [(0, None, True), (4, 1.5, True), (4, None, False), (PERIOD // 2, 1.5, False), (-1, 1.5, False)],
+    ids=["there", "seen by the probe from shortly before", "a loss before it", "elsewhere", "after it"],
+)
+def test_a_spike_at_a_small_last_batch_is_part_of_what_repeats_there(
+    before: int, state: float | None, belongs: bool
+) -> None:
+    at = 6 * PERIOD - 1 - before
+    event = Event(id="e1", kind="spike", step=at, last_step=at + 6, reported=1.4, state=state)
+    assert is_of_last(run_of(sawtooth(), last=3), event) == belongs
+    assert not is_of_last(run_of(sawtooth()), event)
 
 
 @pytest.mark.parametrize("last", [3, SIZE])

@@ -65,6 +65,20 @@ def _rises(series: Series, last: np.ndarray, period: int) -> np.ndarray:
     return np.array(found)
 
 
+def is_of_last(run: Run, event: Event) -> bool:
+    """Whether a single spike is what one small last batch did.
+
+    It begins there, or a few steps before: where the probe alone rises, the highest loss shortly before it is taken for
+    the begin, and that may be any.
+    """
+    if event.kind != "spike" or event.period or run.index is None or run.n_samples is None or not run.steps_per_epoch:
+        return False
+    small = (run.index == run.steps_per_epoch - 1) & (run.n_samples < (run.batch_size or 0) / 2)
+    since = run.step[small] - event.step
+    by_state = event.state is not None and event.state >= HIGH
+    return bool(np.any((since >= 0) & (since < (APART if by_state else 1))))
+
+
 def hidden_event(run: Run, found: AfterLast) -> Event:
     """What is seen right after every small last batch, as one periodic event."""
     assert run.index is not None

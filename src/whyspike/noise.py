@@ -33,6 +33,9 @@ FEW = 45.0  # a line lies 1 + FEW / n as far beyond the tail of n residuals: it 
 # Where the log residuals of the tail have a mean excess above HEAVY the tail is a power law (its exponent is one over
 # that excess), and the largest of many values lies far more mean excesses out: by a factor e per quarter of a nat.
 HEAVY, HEAVIER = 0.25, 4.0
+# While little is known the lines are wide, and a spike of those steps is taken for noise. When so many residuals are
+# known, the largest are set aside if the others would have called them a spike: they would hide all later ones.
+CLEANED, SET_ASIDE = 64, 2
 
 
 class Channel:
@@ -129,6 +132,25 @@ class Channel:
 
     def draw_lines(self) -> None:
         """Place the lines `high`, `low` and `down`, and the tail's own `up` (its start) and `excess` (its mean)."""
+        self._draw()
+        if self.n == CLEANED == len(self.noise):
+            self._clean()
+
+    def _clean(self) -> None:
+        """Set aside the largest residuals that lie above the line of all others."""
+        largest = self.ordered_noise[-SET_ASIDE:]
+        for count in range(SET_ASIDE, 0, -1):
+            aside = largest[-count:]
+            del self.ordered_noise[-count:]
+            self._draw()
+            if aside[0] > self.high:
+                for residual in aside:
+                    self.noise.remove(residual)
+                return
+            self.ordered_noise.extend(aside)
+        self._draw()
+
+    def _draw(self) -> None:
         o, n, at = self.ordered_noise, len(self.ordered_noise), self.lines
         k = max(4, n // TAIL)
         if n > k:

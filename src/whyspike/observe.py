@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from whyspike.afterlast import after_last, hidden_event
+from whyspike.afterlast import after_last, hidden_event, is_of_last
 from whyspike.cause import Observation, Units, is_on_last_batch
 from whyspike.curve import Curve, look, with_patterns
 from whyspike.detect import detect
@@ -52,8 +52,11 @@ def events_of(run: Run) -> tuple[tuple[Event, ...], tuple[PeriodResult, ...], Cu
     events = in_steps(run, periodic_events(points, detect(points), periods))
     curve = look(run)
     events = with_patterns(run, curve, events)
-    if not any(is_on_last_batch(run, e) for e in events) and (found := after_last(run)) is not None:
-        ordered = sorted([*events, hidden_event(run, found)], key=lambda e: e.step)
+    repeats = any(e.period and is_on_last_batch(run, e) for e in events)
+    if not repeats and (found := after_last(run)) is not None:
+        # What one of these batches did so badly that it is an event by itself is part of it.
+        others = [e for e in events if not is_of_last(run, e)]
+        ordered = sorted([*others, hidden_event(run, found)], key=lambda e: e.step)
         events = tuple(replace(e, id=f"e{k}") for k, e in enumerate(ordered, 1))
     return events, periods_in_steps(run, periods), curve
 

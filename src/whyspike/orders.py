@@ -112,12 +112,16 @@ class FixedOrder(_AfterTheLast):
 class BlockReshuffle(_AfterTheLast):
     """The order of the epoch before in blocks that keep their place, shuffled inside: gaps of 1 ± 1 / blocks.
 
-    It is as random as a shuffle for the batches of one step, and without replacement. Only the gap has lost its phase.
+    It is as random as a shuffle for the batches of one step, and without replacement. Only the gap has lost its phase,
+    and after a second epoch like this also the gap before it: the network remembers more than the last visit. With one
+    epoch 13 % of the sawtooth is left, with two 4 %, with three 2 % (cases/gru_recommender.py, mean of five runs).
     """
+
+    epochs = 2
 
     def __init__(self, blocks: int = 10) -> None:
         self.blocks = blocks
-        self.words = f"the last epoch's order, shuffled only inside {blocks} blocks"
+        self.words = f"the last epoch's order for two epochs, shuffled only inside {blocks} blocks"
 
     def follow(self, at: EpochContext, last: np.ndarray) -> np.ndarray:
         return np.concatenate([at.rng.permutation(block) for block in np.array_split(last, self.blocks)])

@@ -5,7 +5,8 @@ numbers of the training are means over the quarter. The data are reshuffled ever
 the fault, as far as there is one: a sample that comes up early in an epoch was seen not long ago. The healthy twin
 draws with replacement, which has no epochs to remember.
 
-The sessions are synthetic (`_sessions.py`). To train on your own, call `training_on(read_interactions("my.csv"))`.
+The sessions are synthetic (`_sessions.py`). To train on your own, put them into `sessions.csv` (user, item, time) and
+run `whyspike prove examples/own_sessions.py:training`, or call `training_on(read_interactions("my.csv"))`.
 """
 
 from __future__ import annotations

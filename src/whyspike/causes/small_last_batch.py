@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 SMALL = 0.25  # of the nominal size (causes.md A3): gradient noise is then at least doubled, sqrt(B/b) >= 2
 PLACE = 0.01  # chance of so many events at the last step, above which their place says nothing
+HIDDEN = 1.1  # times the level: lower cannot be seen in the plot (the contract's line between cosmetic and damaging)
 SCALE = 0.05  # an exponent further from 0 means that the size acts through the normaliser, not through noise
 
 
@@ -121,8 +122,14 @@ class SmallLastBatch(Cause):
         last = last_batch(seen.run)
         if last is None:
             return super().sentence(seen, events)
+        plotted = [e.reported for e in events if e.reported is not None]
+        seen_there = (
+            "At the end of every epoch the network gets worse for some steps, and the logged loss hardly shows it:"
+            if plotted and max(plotted) < HIDDEN and any((e.state or 0.0) >= HIDDEN for e in events)
+            else "Your loss spikes at the end of an epoch:"
+        )
         return (
-            f"Your loss spikes at the end of an epoch: its last batch has {last.size} samples instead of {last.nominal}, and "
+            f"{seen_there} its last batch has {last.size} samples instead of {last.nominal}, and "
             "the optimizer takes a full step on their noisy gradient."
         )
 

@@ -133,7 +133,7 @@ def arms(diagnosis: Diagnosis) -> dict[str, Any] | None:
     for arm, name in dict.fromkeys((t.arm, t.words) for t in trials):
         chosen = [t for t in trials if (t.arm, t.words) == (arm, name)]
         reported = [_aligned(t, t.reported, t.reported_reference, first, last) for t in chosen]
-        state = [_aligned(t, t.state, t.state_reference, first, last) for t in chosen]
+        state = [_aligned(t, _bridged(t.state), t.state_reference, first, last) for t in chosen]
         made.append(
             {
                 "arm": arm,
@@ -176,6 +176,15 @@ def sketch(diagnosis: Diagnosis, width: int = 720, height: int = 160) -> dict[st
 
 
 # ------------------------------------------------------------------------------- parts
+
+
+def _bridged(values: Sequence[float]) -> Sequence[float]:
+    """The probe between two of its measurements, on a straight line: a whole epoch has only eight of them."""
+    y = np.asarray(values, dtype=np.float64)
+    known = np.flatnonzero(~np.isnan(y))
+    if len(known) < 2 or len(known) == len(y):
+        return values
+    return np.interp(np.arange(len(y)), known, y[known], left=np.nan, right=np.nan).tolist()
 
 
 def spans_decades(values: np.ndarray) -> bool:

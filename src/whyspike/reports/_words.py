@@ -250,6 +250,15 @@ def described(event: Event) -> str:
 
 
 UNIT = "excess in log-loss x steps"  # of Arm.excess, as excess.py measures it: per occurrence of a periodic event
+WAVE_UNIT = "height of the pattern in nats, lowest to highest"  # of Arm.excess where whole epochs are replayed
+
+
+def unit(verdict: Verdict | None) -> str:
+    """What the excess of a verdict's arms is counted in."""
+    from whyspike.cause import catalogue
+
+    cause = catalogue().get(verdict.cause) if verdict is not None else None
+    return WAVE_UNIT if cause is not None and cause.window == "epoch" else UNIT
 
 
 def mean(arm: Arm) -> float | None:

@@ -96,7 +96,7 @@ def _content(diagnosis: Diagnosis) -> dict[str, Any]:
             words.left_over(diagnosis) if parts.answer else diagnosis.events, key=words.height, reverse=True
         )[:8],
         "arms": _arms(parts.answer) if parts.answer else [],
-        "unit": _signs(words.UNIT.replace(" x ", " \u00d7 ")),
+        "unit": _signs(words.unit(parts.answer).replace(" x ", " \u00d7 ")),
         "facts": {
             k: f"{v:,}" if type(v) is int else v
             for k, v in (diagnosis.record.facts if diagnosis.record else {}).items()

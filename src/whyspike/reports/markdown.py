@@ -70,7 +70,7 @@ def _verdict(verdict: Verdict) -> Iterator[str]:
             (a.arm, a.words, str(a.n), mean, "" if a.arm == "baseline" else words.removed(a) or "")
             for a, mean in zip(arms, words.means(arms), strict=True)
         )
-        yield from _table(("arm", "what was changed", "n", f"mean {words.UNIT}", "removed"), rows)
+        yield from _table(("arm", "what was changed", "n", f"mean {words.unit(verdict)}", "removed"), rows)
     for cure in verdict.cures:
         yield f"**Help**: {_text(form.plain(cure.words))} ({words.verified(cure)})"
         if measured := words.numbers(cure):

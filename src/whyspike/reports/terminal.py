@@ -173,7 +173,7 @@ def _arms(verdict: Verdict) -> Iterator[RenderableType]:
             table.add_row("", "", Text("other changes, for comparison:", QUIET), "")
         table.add_row(mean, Text(bar, ARMS[arm.arm]), Text(said), Text(share or ""))
     yield Gutter()
-    yield Gutter(Text(f"the experiment: the same steps replayed{each}; mean {words.UNIT}", QUIET))
+    yield Gutter(Text(f"the experiment: the same steps replayed{each}; mean {words.unit(verdict)}", QUIET))
     yield Gutter(table)
 
 
