@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from whyspike.numerics import Numerics
     from whyspike.periods import PeriodResult
     from whyspike.plotted import Plotted
+    from whyspike.preflight.probes.sample_order import Order
     from whyspike.profile import Profile
     from whyspike.reproduction import Reproduction
     from whyspike.reread import SameDraws
@@ -63,6 +64,12 @@ class Setup:
     # Mean loss of the same samples in batches of each size, in train mode; None where it raises. For BatchNorm only
     by_size: Mapping[int, float | None] = field(default_factory=dict)
     first_loss: FirstLoss | None = None  # of a cross-entropy on logits; None for any other loss
+    order: Order | None = None  # of the sample ids; None where the loader has none
+    # ("ratio", norm of a second gradient of one batch over the first), ("left", …) or ("freed", nan): see the probe
+    backward: tuple[str, float] | None = None
+    resumed: tuple[str, ...] = ()  # parameters that are others after save, load and a step
+    schedule: tuple[float, ...] = ()  # learning rate of every update to come; empty without a scheduler
+    schedule_raised: str | None = None
     precision: tuple[float, float] | None = None  # the first loss as it is, and in float32, where the two are not alike
 
 

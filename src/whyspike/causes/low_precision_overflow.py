@@ -54,7 +54,7 @@ class LowPrecisionOverflow(Cause):
         if math.isfinite(full) and not math.isfinite(low):
             return Finding(
                 cause=self.id,
-                text="the loss of the first batches overflows in half precision",
+                text="a batch overflows in half precision: one of the first, or that of the samples with the largest numbers",
                 observed=f"a loss of {low:g}",
                 expected=f"{full:.4g}, as in float32",
                 cure="use bfloat16, or bring inputs into scale",
