@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from whyspike.seams import BASELINE
-
 if TYPE_CHECKING:
     from whyspike.replay import Subject
     from whyspike.types import Event
@@ -92,6 +90,7 @@ def _one(subject: Subject, path: Path) -> Reproduction | None:
 def _losses(subject: Subject, path: Path) -> tuple[list[float], list[float]]:
     """The recorded losses of a window, and those of an unchanged run of it."""
     from whyspike.replay import Window
+    from whyspike.seams import BASELINE
 
     steps = [s.step for s in subject.capsule(path).steps if s.batches]
     if not steps:

@@ -49,4 +49,5 @@ class ScaleWatch:
 
     def _interval(self) -> int | None:
         found = getattr(self._scaler, "get_growth_interval", None)
-        return int(found()) if callable(found) else None
+        interval: Any = found() if callable(found) else None
+        return None if interval is None else int(interval)

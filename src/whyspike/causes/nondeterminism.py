@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from whyspike.cause import Cause, Observation, ScratchCure, suspect
-from whyspike.reproduction import Reproduction
 from whyspike.types import Cure, Event, Evidence, Suspicion
+
+if TYPE_CHECKING:
+    from whyspike.reproduction import Reproduction
 
 ROUNDING = 1e-4  # relative, at the first step that differs: sums in another order differ by 1e-7 to 1e-6 in float32
 SHARE = 0.5  # of the windows in which two runs differ: a training that is not deterministic is so everywhere

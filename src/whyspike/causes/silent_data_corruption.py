@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from whyspike.cause import Cause, Observation, ScratchCure, suspect
-from whyspike.reproduction import Reproduction
-from whyspike.types import Cure, Event, Evidence, Suspicion
+from whyspike.types import Cure, Event, Evidence, Harm, Suspicion
+
+if TYPE_CHECKING:
+    from whyspike.reproduction import Reproduction
 
 LARGE = 1e-3  # relative to the loss; rounding is 1e-7 at its first step (nondeterminism), and grows only later
 SOON = 8  # steps after the place within which an event begins that comes from it
@@ -116,7 +119,7 @@ def _place(made: Sequence[Reproduction]) -> Reproduction | None:
     return found if exact and found.largest >= LARGE else None
 
 
-def _harm(seen: Observation, step: int) -> str:
+def _harm(seen: Observation, step: int) -> Harm:
     """From the recorded probe loss: the replays do not have the event."""
     probe = seen.run.signals.get("probe")
     if probe is None:

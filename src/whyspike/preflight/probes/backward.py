@@ -54,7 +54,7 @@ class Backward(Probe):
             with frozen(training.model, seed=0), torch.enable_grad():
                 model = copy.deepcopy(training.model)
                 model.train(looked.train_mode)
-                norms = []
+                norms, left = [], 0.0
                 for _ in range(2):
                     for p in model.parameters():
                         p.grad = None

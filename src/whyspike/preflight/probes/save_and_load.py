@@ -54,7 +54,7 @@ class SaveAndLoad(Probe):
                 weights, state = copy.deepcopy((first[0].state_dict(), first[1].state_dict()))
                 second[0].load_state_dict(weights)
                 second[1].load_state_dict(state)
-                apart = [n for n, p in second[0].named_parameters() if not torch.equal(p, first[0].get_parameter(n))]
+                apart = [n for n, p in second[0].named_parameters() if not _same(p, first[0].get_parameter(n))]
                 _step(looked, *first, 2)
                 _step(looked, *second, 2)
             if not apart:

@@ -16,7 +16,9 @@ from whyspike.types import Finding, Note
 MOST = 1_000_000  # updates that are simulated
 OVER = 0.01  # of the peak: nothing is learned below
 EARLY = 0.5  # of the training: a schedule that is over by then was made for another number of steps
-AGAIN = 1.5  # times the lr before, after it had begun to fall (causes.md C5)
+AGAIN = 1.5  # times the learning rate before: it goes up
+JUMP = 0.2  # of the peak, in one update: a restart; a warm-up goes up by less
+BACK = 0.02  # of the peak: so far a cosine must have come up again to matter
 
 
 def _turn(lr: tuple[float, ...]) -> tuple[float, float]:
@@ -88,9 +90,10 @@ class Schedule(Probe):
                 expected="a schedule as long as the training",
                 cure="make it for all updates: epochs * updates per epoch; or step it once per epoch",
             )
-        rises = [k for k in range(1, len(lr)) if lr[k] > AGAIN * lr[k - 1] and min(lr[:k]) < max(lr[:k])]
+        rises = [k for k in range(1, len(lr)) if lr[k] > AGAIN * lr[k - 1] and lr[k] - lr[k - 1] > JUMP * peak]
         low, after = _turn(lr)
-        if not rises and after > AGAIN * low > 0 and low < 0.1 * peak:
+        # A cyclic schedule turns as well, and is meant to.
+        if setup.facts.get("scheduler") == "CosineAnnealingLR" and after > AGAIN * low and after > BACK * peak:
             return Finding(
                 cause="lr-restart",
                 text="the schedule rises again at the end: a cosine goes up past its T_max",

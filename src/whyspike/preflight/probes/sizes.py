@@ -89,7 +89,7 @@ class Sizes(Probe):
         }
 
     def say(self, setup: Setup) -> Note | None:
-        if setup.last_batch is not None:
+        if setup.last_batch is not None or "loader" not in setup.facts:
             return None
         return Note(
             id="last-batch-unknown",
