@@ -1,6 +1,7 @@
 """Silence on healthy runs: `python benchmarks/healthy_seeds.py [--seeds 20] [--case NAME]`.
 
 Trains the healthy twin of a case on many seeds, diagnoses and proves each, and counts the answers other than healthy.
+The seeds begin at 100: those below are for building.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from whyspike.case import cases, find_case
 from whyspike.pipeline import prove
 from whyspike.stats import wilson
 
+FIRST = 100
+
 
 def main() -> None:
     parser = argparse.ArgumentParser()
@@ -24,7 +27,7 @@ def main() -> None:
     torch.set_num_threads(1)
     case = find_case(chosen.case)
     odd = 0
-    for seed in range(chosen.seeds):
+    for seed in range(FIRST, FIRST + chosen.seeds):
         with tempfile.TemporaryDirectory() as folder:
             made = prove(case.healthy, seed=seed, path=Path(folder) / "run", verify_cures=False)
         odd += made.answer.status != "healthy"

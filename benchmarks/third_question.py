@@ -242,7 +242,6 @@ def diagnosis_lines(made: Diagnosis) -> list[str]:
 def gap_lines(seed: int) -> list[str]:
     """The loss against the time since a sample was last trained on, of one recorded run of the case."""
     from whyspike import gaps
-    from whyspike.epochs import Epochs
     from whyspike.readers import read
     from whyspike.record import watch
     from whyspike.replay import Subject
@@ -257,7 +256,7 @@ def gap_lines(seed: int) -> list[str]:
         subject = Subject.of(recorder, run)
         assert subject is not None
         with subject.kept():
-            looked = gaps.look(Epochs(subject))
+            looked = gaps.look(subject.epochs)
         assert looked is not None
         found = gaps.curve(looked, run)
     assert found is not None

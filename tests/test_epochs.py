@@ -13,7 +13,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from whyspike import orders
-from whyspike.epochs import Epochs
+from whyspike.capsule import restore
+from whyspike.epochs import EARLIER, Epochs
 from whyspike.readers import read
 from whyspike.record import watch
 from whyspike.replay import Subject
@@ -171,6 +172,41 @@ def test_two_arms_of_a_pair_begin_alike_and_every_arm_is_the_same_again(tmp_path
     assert shuffled.reported != other.reported
     assert epochs.replay is not None
     assert BASELINE.epochs == 1
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_batches_are_weighed_by_networks_older_than_the_order(tmp_path: Path, accumulate: int) -> None:
+    subject = subject_of(tmp_path / "run", accumulate=accumulate)
+    epochs = subject.epochs
+    first, *_, last = epochs.windows(0, 10_000, 12)
+    with subject.kept():
+        order = epochs.replay(last, orders.Reshuffle()).order
+        found = epochs.by_samples(last, order)
+        assert epochs.by_samples(first, epochs.ids(first.epoch)) == []  # only the untrained network is that old
+    begin = first.first_step + (last.epoch - first.epoch - 1) * (subject.run.steps_per_epoch or 0)
+    old = sorted(c.step for c in map(subject.capsule, subject.run.capsules) if 0 < c.step <= begin)[-EARLIER:]
+    states = [next(c for c in map(subject.capsule, subject.run.capsules) if c.step == step) for step in old]
+    assert sorted(np.concatenate(order).tolist()) == list(range(N))
+    steps = [np.concatenate(order[k : k + accumulate]) for k in range(0, len(order), accumulate)]
+    wanted = []
+    with subject.kept(), torch.no_grad():
+        for state in states:
+            restore(state, subject.model, subject.optimizer)
+            subject.model.eval()
+            x = subject.dataset.x
+            wanted.append([float(F.mse_loss(subject.model(x[b]), x[b].sum(1, keepdim=True))) for b in steps])
+    assert found == pytest.approx(np.mean(wanted, axis=0))
+
+
+def test_a_boundary_that_was_looked_at_on_the_way_is_the_recorded_one(tmp_path: Path) -> None:
+    subject = subject_of(tmp_path / "run")
+    epochs = subject.epochs
+    windows = epochs.windows(0, 10_000, 12)
+    with subject.kept():
+        for window in windows:
+            for _ in epochs.along(window, (0.0, 0.5, 1.0)):
+                subject.probe()
+        assert all(epochs.replay(w).reproduced for w in windows)
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:

@@ -71,6 +71,21 @@ def test_drift_of_the_network_is_taken_off() -> None:
     assert pattern_excess(found, reported=flat.tolist(), drift=0.4) == pytest.approx(0.0, abs=1e-9)
 
 
+def test_hard_samples_that_come_late_by_chance_are_no_pattern() -> None:
+    found = pattern(sawtooth(8, 40, 0.4))
+    assert found is not None
+    rng = np.random.default_rng(0)
+    wave = np.arange(40) / 39 - 0.5
+    cost = 0.5 * wave + rng.normal(0, 0.2, 40)  # of the batches, in nats
+    for factor in (0.0, 1.0):
+        seen = np.exp(0.4 * factor * wave + 0.8 * cost)
+        assert found.share_in(seen) > factor + 0.5
+        assert found.share_in(seen, beside=3 * np.exp(cost)) == pytest.approx(factor, abs=0.02)
+    own = np.exp(0.4 * wave)
+    assert found.share_in(own, beside=np.ones(40)) == pytest.approx(found.share_in(own))  # nothing to take off
+    assert found.share_in(own, beside=np.full(40, np.nan)) == pytest.approx(found.share_in(own))
+
+
 def test_the_trend_over_an_epoch_is_that_of_the_run() -> None:
     run = sawtooth(8, 40, 0.4, slope=-0.2)
     assert trend_over(run, 4) == pytest.approx(-0.2, abs=1e-9)

@@ -415,3 +415,20 @@ def test_wrong_numbers_are_refused(whyspike: Command, tmp_path: Path) -> None:
     made = whyspike("diagnose", str(written(tmp_path / "t.csv", "step,loss\n1,2\n2,1\n")), "--batch-size", "0")
     assert made.returncode == 2
     assert "--batch-size 0 was given; it must be above 0" in made.stderr
+
+
+@pytest.mark.parametrize("step", ["1e300", "99999999999999999999", "-1e18"])
+def test_a_step_that_no_counter_reaches_is_none(tmp_path: Path, step: str) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("step,loss\n" + "\n".join(f"{step if k == 7 else k},{1 / (k + 1)}" for k in range(40)))
+    (made,) = read_all(Source(path))
+    assert made.step.min() >= 0
+    assert made.step.max() == 39
+
+
+def test_lines_that_end_in_two_ways(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_bytes(
+        b"step,loss\n" + b"".join(b"%d,%.3f%s" % (k, 1 / (k + 1), b"\r" if k % 3 else b"\n") for k in range(40))
+    )
+    assert len(read_all(Source(path))[0]) == 40

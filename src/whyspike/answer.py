@@ -7,8 +7,9 @@ from math import exp, isfinite
 
 import numpy as np
 
-from whyspike.cause import Observation, catalogue
+from whyspike.cause import Observation, catalogue, is_on_last_batch
 from whyspike.form import factor, percent
+from whyspike.logsigns import of_log
 from whyspike.types import Answer, Event, Outcome, Verdict
 
 ORDER: dict[Outcome, int] = {"confirmed": 0, "likely": 1, "inconclusive": 2, "untested": 3, "refuted": 4}
@@ -112,7 +113,7 @@ def _proof(verdict: Verdict, seen: Observation) -> str:
     if decided is None or decided.share_removed is None:
         if verdict.outcome == "confirmed":
             return ""
-        if "reader_says" in seen.run.facts:
+        if of_log(seen.run):
             return "The log makes this likely; the training recorded with whyspike.watch would prove it."
         return "The record makes this likely; a replay would prove it."
     placebo = next((a for a in verdict.arms if a.arm == "placebo" and a.share_removed is not None), None)
@@ -141,7 +142,20 @@ def _unexplained(seen: Observation, open_: Sequence[Event], verdicts: Sequence[V
     height = f", the highest {highest.reported:.3g} times its level" if highest.reported else ""
     tried = [v.cause for v in verdicts if v.outcome in ("inconclusive", "untested")]
     hint = f" Not decided: {', '.join(tried)}." if tried else ""
+    if len(open_) == 1 and (pattern := _pattern(seen, open_[0])):
+        return f"{pattern} is not explained (first at step {open_[0].step}{height}).{hint}"
     return f"{_count(len(open_), 'event')} not explained (first at step {open_[0].step}{height}).{hint}"
+
+
+def _pattern(seen: Observation, event: Event) -> str:
+    """What a periodic event is, in words; empty for another one."""
+    if event.kind != "periodic" or not event.period:
+        return ""
+    what = "wave" if event.is_wave else "dip" if (event.reported or 2.0) < 1 else "spike"
+    if event.period != seen.run.steps_per_epoch:
+        return f"A {what} every {event.period} steps"
+    at = ", on the last step of each" if is_on_last_batch(seen.run, event) and not event.is_wave else ""
+    return f"A {what} once per epoch (every {event.period} steps{at})"
 
 
 def _count(n: int, noun: str, *, verb: bool = True) -> str:

@@ -75,6 +75,8 @@ FAR = 1.5
 # network, whatever the plot shows: that is what experiment Q2 calls a state spike. In trainings without one the rise of
 # such a probe was below 1.25 (benchmarks/second_question.py).
 STATE_LINE, STATE_LOW = log(1.5), log(1.25)
+FULL_BATCH_STEPS = 400  # a log of fewer steps, one to an epoch, may be one of epoch means
+THINNED = "thinned"  # of a log that holds every k-th step: it may have one point to an epoch
 STATE_LEAST = 4  # probe values that make a median
 
 
@@ -621,10 +623,17 @@ class Detector:
 
 
 def detect(run: Run) -> tuple[Event, ...]:
-    """Find the events of a run: its loss, samples per step and `probe` signal, through the same `Detector`."""
-    detector = Detector(batch_size=run.batch_size, dense=bool(run.facts.get("dense_probe")))
+    """Find the events of a run: its loss, samples per step and `probe` signal, through the same `Detector`.
+
+    Where every step sees all the data the loss is a probe itself.
+    """
     probe = run.signals.get("probe")
-    probes = dict(zip(probe.step.tolist(), probe.value.tolist(), strict=True)) if probe is not None else {}
+    whole = probe is None and run.steps_per_epoch == 1 and THINNED not in run.facts and len(run) >= FULL_BATCH_STEPS
+    detector = Detector(batch_size=run.batch_size, dense=whole or bool(run.facts.get("dense_probe")))
+    if whole:
+        probes = dict(zip(run.step.tolist(), run.loss.tolist(), strict=True))
+    else:
+        probes = dict(zip(probe.step.tolist(), probe.value.tolist(), strict=True)) if probe is not None else {}
     counts = run.n_samples.tolist() if run.n_samples is not None else None
     detector.updates(run.step.tolist(), run.loss.tolist(), counts, probes)
     return detector.finish()

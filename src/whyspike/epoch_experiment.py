@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from whyspike.cause import Cause, Observation
-from whyspike.epochs import Epochs, EpochWindow
+from whyspike.epochs import EpochWindow
 from whyspike.excess import Measure, log_rise, pattern_excess
 from whyspike.pattern import Pattern, pattern, trend_over
 from whyspike.replay import Replayed, Subject
@@ -36,8 +36,9 @@ class EpochExperiment:
     """
 
     def __init__(self, subject: Subject, *, most: int = PAIRS) -> None:
-        self.epochs, self.most = Epochs(subject), most
+        self.epochs, self.most = subject.epochs, most
         self._done: dict[tuple[int, str, str, int], Replayed] = {}
+        self._by_samples: dict[tuple[int, str, str, int], list[float]] = {}
         self._patterns: dict[tuple[int, int, int, str], Pattern | None] = {}
 
     def trials(
@@ -72,10 +73,18 @@ class EpochExperiment:
 
     def replay(self, window: EpochWindow, intervention: Intervention) -> Replayed:
         """Replay an epoch, or take what was replayed before with the same words."""
-        key = (window.epoch, intervention.words, str(getattr(intervention, "where", "")), intervention.epochs)
+        key = _key(window, intervention)
         if key not in self._done:
             self._done[key] = self.epochs.replay(window, intervention)
         return self._done[key]
+
+    def by_samples(self, window: EpochWindow, intervention: Intervention) -> list[float]:
+        """What the batches of a replayed epoch cost by their samples alone."""
+        key = _key(window, intervention)
+        if key not in self._by_samples:
+            made = self.replay(window, intervention)
+            self._by_samples[key] = self.epochs.by_samples(window, made.order)
+        return self._by_samples[key]
 
     def _pattern(
         self, window: EpochWindow, windows: Sequence[EpochWindow], seen: Observation, measure: Measure
@@ -121,6 +130,7 @@ class EpochExperiment:
                 found,
                 reported=made.reported[onset:],
                 drift=0.0 if cause.measure == "rise" else self._drift(window, made, seen),
+                beside=self.by_samples(window, intervention) if cause.measure == "rise" else (),
             ),
             reproduced=made.reproduced if arm == "baseline" else None,
             noise=made.noise if arm == "baseline" else None,
@@ -135,6 +145,10 @@ class EpochExperiment:
         own, usual = _probe_drift(made), _probe_drift(self.replay(window, BASELINE))
         trend = trend_over(seen.run, window.epoch)
         return own if math.isnan(trend) else trend + own - usual
+
+
+def _key(window: EpochWindow, intervention: Intervention) -> tuple[int, str, str, int]:
+    return window.epoch, intervention.words, str(getattr(intervention, "where", "")), intervention.epochs
 
 
 def _before(made: Replayed) -> float:

@@ -24,6 +24,7 @@ from whyspike.replay import Replayed, Subject
 from whyspike.seams import BASELINE, EpochContext, Intervention, StepContext, StepRule, training_step
 
 PHASES = 8  # measurements of the probe per epoch
+EARLIER = 2  # states that tell what a batch costs by its samples: one leaves a placebo 8 % of noise, two 5, three 5
 HELD_BYTES = 256 << 20  # memory for states at boundaries that no capsule is near
 
 
@@ -133,6 +134,7 @@ class Epochs:
         recorded: list[float] = []
         previous = [np.concatenate(self.ids(e)) for e in sorted(self._rows) if e < window.epoch]
         measured = window.first_step
+        order: Sequence[np.ndarray] = ()
         for k in range(intervention.epochs):
             epoch = window.epoch + k
             measured = window.first_step + len(reported)
@@ -152,7 +154,38 @@ class Epochs:
                 state.append(subject.probe() if index in probed else math.nan)
             recorded += subject.run.loss[self._rows[epoch]].tolist()
         recorded = [*recorded, *[math.nan] * len(reported)][: len(reported)]
-        return Replayed(window.first_step, measured, tuple(reported), tuple(state), before, tuple(recorded))
+        return Replayed(
+            first_step=window.first_step,
+            event_step=measured,
+            reported=tuple(reported),
+            state=tuple(state),
+            state_before=before,
+            recorded=tuple(recorded),
+            order=tuple(order),
+        )
+
+    def by_samples(self, window: EpochWindow, order: Sequence[np.ndarray]) -> list[float]:
+        """What the steps of an order cost by their samples alone: their loss in networks that had not seen the order.
+
+        The mean over the newest capsules that are older than the epoch before the window. How long ago these networks
+        had seen a sample says nothing about its place in the order, nor in one that is made from the epoch before.
+        Call it inside `subject.kept()`.
+
+        Returns:
+            One loss for each step; empty where no capsule is that old.
+        """
+        subject, k = self.subject, self._accumulate
+        before = self._rows.get(window.epoch - 1)
+        begin = int(subject.run.step[before.start]) if before is not None else -1
+        steps = sorted((subject.capsule(p).step, p) for p in subject.run.capsules)
+        old = [p for step, p in steps if 0 < step <= begin][-EARLIER:]
+        total = np.zeros(-(-len(order) // k))
+        for path in old:
+            capsule.restore(subject.capsule(path), subject.model, subject.optimizer, scaler=subject.rule.scaler)
+            for index, first in enumerate(range(0, len(order), k)):
+                losses, sizes = np.array([one for ids in order[first : first + k] for one in subject.loss_of(ids)]).T
+                total[index] += losses @ sizes / sizes.sum()
+        return (total / len(old)).tolist() if old else []
 
     def along(self, window: EpochWindow, phases: Sequence[float]) -> Iterator[int]:
         """Train the epoch as recorded and stop at these fractions of it. Call it inside `subject.kept()`.
@@ -166,6 +199,8 @@ class Epochs:
         if stops and stops[0] == 0:
             yield window.first_step
         for index, _ in enumerate(self._train(window, window.epoch, self.ids(window.epoch), BASELINE), 1):
+            if index == rows.stop - rows.start:
+                self._hold(window.last_step + 1)  # the next epoch begins here
             if index in stops:
                 yield window.first_step + index
             if not stops or index >= stops[-1]:
@@ -257,6 +292,8 @@ class Epochs:
 
     def _hold(self, step: int) -> None:
         """Keep the state before an epoch's first step, as far as there is room."""
+        if step in self._held:
+            return
         subject = self.subject
         state = capsule.capture(subject.model, subject.optimizer, scaler=subject.rule.scaler, step=step)
         self._held_bytes += sum(t.numel() * t.element_size() for t in state.tensors.values())

@@ -30,6 +30,7 @@ AHEAD = 24  # steps between a snapshot and the event: the rise begins up to 14 b
 SLOTS_CLOSELY = 5  # so many of a stride of 16 reach back to there when the detector has the news, 16 steps later
 APART = 8  # steps between two snapshots at least
 HELD_STEPS = 160  # steps whose batches are kept in memory: a snapshot every 64, the detector's delay, and FOLLOW
+HELD_BEYOND = 96  # with wider strides a stride and so many more, or an event late in one could not be replayed
 HELD_BYTES = 1 << 30  # and no more than this of them, nor than a sixteenth of the machine's memory
 FORESEEN = 12  # changes between two steps after which the next one is foreseen; later ones are thinned
 NEVER = 1 << 62
@@ -64,6 +65,7 @@ class Keeper:
         # One step in, one step out: freeing many batches at once scatters the memory of the ones that follow, which
         # costs 4 % of a 0.5 ms step.
         self.held: deque[Step] = deque(maxlen=HELD_STEPS)
+        self._room = HELD_STEPS  # steps whose batches memory has room for
         self._end = 0  # the step after the last that is held
         self.batch_size: int | None = None
         self.boundaries: Mapping[int, Boundary] = {}  # what happened before some steps; the recorder fills it
@@ -118,8 +120,9 @@ class Keeper:
             self._say("batches-off", 0, {"reason": str(error)})
             return
         room = min(HELD_BYTES, main_memory() // 16) // max(1, batches.n_bytes(batch))
+        self._room = max(1, room)
         if room < HELD_STEPS:
-            self.held = deque(self.held, maxlen=max(1, room))
+            self.held = deque(self.held, maxlen=self._room)
 
     def follow(self, stretch: Stretch) -> None:
         """Steps have ended; `held` has them already.
@@ -129,6 +132,9 @@ class Keeper:
         """
         steps = stretch.steps
         self._end = stretch.first + len(steps)
+        wanted = min(self._room, self.stride.every + HELD_BEYOND)
+        if wanted > self.n_held:
+            self.held = deque(self.held, maxlen=wanted)
         if self.held and self.held[-1] is not steps[-1]:  # losses on a GPU have been read meanwhile
             for _ in range(min(len(steps), len(self.held))):
                 self.held.pop()

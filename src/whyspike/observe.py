@@ -14,6 +14,7 @@ from whyspike.cause import Observation, Units, is_on_last_batch
 from whyspike.curve import Curve, look, with_patterns
 from whyspike.detect import detect
 from whyspike.errors import WhySpikeError
+from whyspike.logsigns import of_log
 from whyspike.numerics import Numerics
 from whyspike.numerics import look as look_at_numbers
 from whyspike.periods import PeriodResult, occurrences, period_results, periodic_events
@@ -69,6 +70,8 @@ def observe(run: Run, subject: Subject | None = None, progress: Progress | None 
     missing = [*_missing(run), *_too_few_cycles(run, periods)]
     if subject is None:
         named = _named(run, events)
+        if of_log(run) and run.n_samples is None and any(is_on_last_batch(run, e) for e in events if e.period):
+            missing.append("the size of an epoch's last batch: give --batch-size B and --dataset-size N")
         return Observation(run=run, events=named, periods=periods, curve=curve, missing=tuple(missing))
     from whyspike.reread import SameDraws, reread, same_draws
 
@@ -193,7 +196,7 @@ def _counts(subject: Subject, unit: str) -> dict[int, tuple[float, ...]]:
 
 def _missing(run: Run) -> Sequence[str]:
     missing = []
-    if "reader_says" in run.facts:  # a log that another tool wrote
+    if of_log(run):
         if run.index is None and not any(note.id == "epoch-only" for note in run.notes):
             missing.append("the place of a step in its epoch: give --steps-per-epoch N")
         return missing
@@ -247,10 +250,9 @@ def _exponent(subject: Subject) -> Exponent:
 
 def _gaps(subject: Subject) -> GapCurve | None:
     """From the recorded ids, and at states along some of the recorded epochs."""
-    from whyspike.epochs import Epochs
     from whyspike.gaps import curve, look
 
-    looked = look(Epochs(subject))
+    looked = look(subject.epochs)
     return None if looked is None else curve(looked, subject.run)
 
 

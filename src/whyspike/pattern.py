@@ -36,7 +36,9 @@ class Pattern:
         """From the lowest to the highest phase, nats."""
         return float(self.shape.max() - self.shape.min())
 
-    def share_in(self, values: Sequence[float] | np.ndarray, drift: float = 0.0) -> float:
+    def share_in(
+        self, values: Sequence[float] | np.ndarray, drift: float = 0.0, beside: Sequence[float] | np.ndarray = ()
+    ) -> float:
         """How often the pattern is in one epoch: 1 as in the others, 0 not at all, below 0 upside down.
 
         The least-squares coefficient of the epoch's log loss on the pattern. An epoch of another length than the
@@ -46,6 +48,8 @@ class Pattern:
             values: the logged losses of the epoch; nan where a step was skipped.
             drift: by how many nats the log loss changed over the epoch apart from any pattern; taken off as a straight
                 line, because a trend looks like a rise.
+            beside: for each of the values what its batch costs by its samples alone. Its log is fitted beside the
+                pattern (a control variate): the samples that chance put into one half of the epoch are no pattern.
         """
         y = logged(np.asarray(values, dtype=np.float64))
         phase = (np.arange(len(y)) + 0.5) / max(1, len(y))
@@ -56,12 +60,20 @@ class Pattern:
         if not seen.any():
             return float("nan")
         y, p = (y - drift * phase)[seen], p[seen] - p[seen].mean()
+        y = y - y.mean()
+        if len(beside) == len(seen) and len(y) > 3:
+            c = logged(np.asarray(beside, dtype=np.float64))[seen]
+            c = c - c.mean()
+            if np.isfinite(c).all() and c @ c > 0:
+                y, p = y - c * (y @ c) / (c @ c), p - c * (p @ c) / (c @ c)
         size = float(p @ p)
-        return float((y - y.mean()) @ p) / size if size > 0 else 0.0
+        return float(y @ p) / size if size > 0 else 0.0
 
-    def amplitude_in(self, values: Sequence[float] | np.ndarray, drift: float = 0.0) -> float:
+    def amplitude_in(
+        self, values: Sequence[float] | np.ndarray, drift: float = 0.0, beside: Sequence[float] | np.ndarray = ()
+    ) -> float:
         """The amplitude of the pattern in one epoch, nats: its share times the amplitude."""
-        return self.share_in(values, drift) * self.amplitude
+        return self.share_in(values, drift, beside) * self.amplitude
 
 
 def logged(loss: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from whyspike.detect import THINNED
 from whyspike.types import Event, Run
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def as_points(run: Run) -> Run:
         index=index,
         steps_per_epoch=epoch_points,
         signals=signals,
-        facts=_meeting(run, every),  # the intervals that the run's own facts name are counted in steps
+        facts={THINNED: every, **_meeting(run, every)},  # the intervals in the run's facts are in steps
         marks=(),
     )
 

@@ -14,7 +14,7 @@ from statistics import median
 
 import numpy as np
 
-from whyspike.detect import MEDIAN_STEPS
+from whyspike.detect import MEDIAN_STEPS, MERGE_STEPS, detect
 from whyspike.types import Event, Run
 
 ENOUGH = 10  # surrogates as high as the observed value end the search (Besag & Clifford 1991)
@@ -94,7 +94,12 @@ def merge(run: Run, events: Sequence[Event], found: Repeat) -> list[Event] | Non
     # An event belongs to the pattern when its highest step is an occurrence, or follows one within five steps.
     near = {int(r) + k for r in rows for k in range(6)}
     rest: list[Event] = []
+    levels = [e for e in events if e.kind in ("level-shift", "divergence")]
+    # Spikes nearer than MERGE_STEPS are one episode, and a long one is taken for a new level.
+    made_of_them = _gone_without(run, levels, near) if levels else []
     for event in events:
+        if event in made_of_them:
+            continue
         first, last = np.searchsorted(run.step, [event.step, event.last_step + 1])
         span = np.abs(x[first:last])
         ours = event.kind in ("spike", "dip") and len(span) and np.isfinite(span).any()
@@ -115,6 +120,18 @@ def merge(run: Run, events: Sequence[Event], found: Repeat) -> list[Event] | Non
         state=_state(run, rows),
     )
     return [*rest, pattern]
+
+
+def _gone_without(run: Run, events: Sequence[Event], near: set[int]) -> list[Event]:
+    """The events that are not found when the loss is drawn straight over these rows."""
+    rows = np.array(sorted(r for r in near if r < len(run)), dtype=np.int64)
+    others = np.setdiff1d(np.arange(len(run)), rows)
+    if len(others) < len(run) // 3:
+        return []
+    loss = run.loss.copy()
+    loss[rows] = np.interp(rows, others, run.loss[others])
+    left = [(e.step - MERGE_STEPS, e.last_step + MERGE_STEPS) for e in detect(replace(run, loss=loss))]
+    return [e for e in events if not any(first <= e.last_step and e.step <= last for first, last in left)]
 
 
 def heights(run: Run, rows: np.ndarray) -> np.ndarray:

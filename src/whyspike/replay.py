@@ -31,6 +31,7 @@ from whyspike.seams import BASELINE, Intervention, LossFn, StepContext, StepRule
 from whyspike.types import Run
 
 if TYPE_CHECKING:
+    from whyspike.epochs import Epochs
     from whyspike.record import Recorder
 
 HELD_BYTES = 1 << 25  # of a state that may be held in memory for every event
@@ -58,6 +59,7 @@ class Replayed:
     state_before: float  # probe loss at the capsule
     recorded: tuple[float, ...]  # what the record says for the same steps
     skipped: frozenset[int] = frozenset()  # steps that the intervention left out
+    order: tuple[np.ndarray, ...] = ()  # of a replayed epoch: the samples of every micro-batch of the measured one
 
     @property
     def excess_reported(self) -> tuple[float, ...]:
@@ -245,6 +247,13 @@ class Subject:
         return self._probe_s
 
     # ------------------------------------------------------------------ windows and replays
+
+    @cached_property
+    def epochs(self) -> Epochs:
+        """The whole epochs that can be replayed, with the boundaries that were reached before."""
+        from whyspike.epochs import Epochs
+
+        return Epochs(self)
 
     def window(self, event_step: int, *, before: bool = False) -> Window:
         """The window of the newest capsule from which a step can be replayed.

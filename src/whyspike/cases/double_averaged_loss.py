@@ -3,7 +3,8 @@
 Images are composed from scikit-learn's digits: 32 x 32 pixels, 4 x 4 cells, one to four digits. The network gives
 each cell scores for 11 classes (0 is background) and an offset of the box. N = 1026 and B = 32 leave a last batch of
 2 images, whose loss and gradient are 16 times too large. The learning rate is the one a user would find for the
-shrunken loss: 32 times that of the healthy twin, which divides once.
+shrunken loss, 32 times that of an honest one. The healthy twin divides once, at a learning rate a third lower: at the
+same one the two images alone are enough, in one run of ten, for a spike that is seen (small-last-batch).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from whyspike.case import PLAIN, Case, Vary
 from whyspike.training import Training
 
 CELLS, CELL_PIXELS, CLASSES = 4, 8, 11
+CALM = 0.0085  # the twin's learning rate
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
@@ -107,7 +109,7 @@ def sick(seed: int = 0, vary: Vary = PLAIN) -> Training:
 
 
 def healthy(seed: int = 0, vary: Vary = PLAIN) -> Training:
-    return training(twice=False, seed=seed, vary=vary)
+    return training(twice=False, seed=seed, vary=vary, lr=CALM)
 
 
 CASE = Case(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from whyspike.cause import Cause, Draw, Observation, ScratchCure, suspect
+from whyspike.logsigns import same_data_every_step
 from whyspike.types import Cure, Event, Evidence, Suspicion
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class AdaptiveEos(Cause):
     def signature(self, seen: Observation) -> Suspicion | None:
         profiles = [p for p in seen.profiles.values() if p.same_batch]
         if not profiles:
-            return self._unreplayed(seen)
+            return self._of_log(seen) or self._unreplayed(seen)
         ratios = [r for p in profiles for r in p.sharpness[-2:]]
         # What holds for the spikes that were replayed holds for the others of the same kind.
         events = [e for e in seen.events if e.id in seen.profiles or (e.kind == "spike" and not e.period)]
@@ -76,6 +77,17 @@ class AdaptiveEos(Cause):
             reason = f"the sharpness is {typical:.2f} of the limit, not at it"
             return suspect(self, events, evidence, outcome="refuted", reason=reason)
         return suspect(self, events, evidence)
+
+    def _of_log(self, seen: Observation) -> Suspicion | None:
+        events = same_data_every_step(seen.run, seen.events)
+        if not events:
+            return None
+        evidence = Evidence(
+            statement="steps in an epoch",
+            observed="1, at a learning rate that does not change",
+            expected="more; where each step sees all the data, no batch and no sample can be to blame",
+        )
+        return suspect(self, events, [evidence])
 
     def _unreplayed(self, seen: Observation) -> Suspicion | None:
         events = [e for e in seen.events if e.kind == "spike" and not e.period]

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from whyspike.cause import Cause, Draw, Observation, ScratchCure, suspect
 from whyspike.form import factor, number, percent
+from whyspike.logsigns import lr_goes_with_the_epoch, of_log
 from whyspike.types import Cure, Event, Evidence, Run, Suspicion, Trial
 
 if TYPE_CHECKING:
@@ -97,11 +98,15 @@ class EpochalSawtooth(Cause):
         self._validation(seen, evidence)
         if refuted:
             return suspect(self, events, evidence, outcome="refuted", reason=refuted)
-        if run.sample_ids is None:
+        if run.sample_ids is None and not of_log(run):
             reason = (
                 "which samples were seen when is not known: iterate over rec.batches(loader) with a map-style dataset"
             )
             return suspect(self, events, evidence, outcome="untested", reason=reason)
+        if of_log(run) and lr_goes_with_the_epoch(run):
+            return suspect(
+                self, events, evidence, outcome="refuted", reason="the learning rate has the period of the epoch, too"
+            )
         return suspect(self, events, evidence)
 
     def _gaps(self, seen: Observation, evidence: list[Evidence]) -> str | None:
@@ -230,7 +235,7 @@ class EpochalSawtooth(Cause):
             f" a sample of the first quarter of an epoch was last trained on {law[0]:.2f} epochs ago on average, one of the "
             f"last quarter {law[3]:.2f},"
             if law is not None
-            else " a sample of the first quarter of an epoch was last trained on not long ago, one of the last quarter was,"
+            else " a sample of the first quarter of an epoch was last trained on not long ago, one of the last quarter long ago,"
         )
         slope = f" ({seen.gaps.slope:+.2g} nats per epoch)" if seen.gaps is not None else ""
         said = (

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from whyspike.cause import Cause, Draw, Observation, ScratchCure, suspect
+from whyspike.logsigns import once_per_epoch
 from whyspike.types import Cure, Event, Evidence, Suspicion
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class OutlierSample(Cause):
     def signature(self, seen: Observation) -> Suspicion | None:
         named = [p for p in seen.profiles.values() if p.kind == "one sample"]
         if not named:
-            return None
+            return self._of_log(seen)
         carried = {p.event for p in named}
         rows = _rows(seen)
         events = [e for e in seen.events if e.id in carried or (e.kind == "spike" and e.step in rows)]
@@ -92,6 +93,18 @@ class OutlierSample(Cause):
             )
         return suspect(self, events, evidence)
 
+    def _of_log(self, seen: Observation) -> Suspicion | None:
+        found = once_per_epoch(seen.run, seen.events)
+        if found is None:
+            return None
+        evidence = Evidence(
+            statement=f"spikes in each of {len(found.places)} epochs, and their places in it",
+            observed=f"one; {', '.join(map(str, found.places[:SHOWN]))}",
+            expected="none in some epochs and several in others; exactly one, at any place, if one sample makes them",
+            p_value=found.chance,
+        )
+        return suspect(self, found.events, [evidence])
+
     def interventions(self, seen: Observation, draw: Draw) -> Sequence[Intervention]:
         from whyspike.interventions import ClipGradNorm, ScaleLr, SkipBatch
         from whyspike.sample_interventions import ReplaceNamed
@@ -113,7 +126,10 @@ class OutlierSample(Cause):
     def sentence(self, seen: Observation, events: Sequence[Event]) -> str:
         named = [p for p in seen.profiles.values() if p.kind == "one sample"]
         if not named:
-            return super().sentence(seen, events)
+            return (
+                "Your loss spikes exactly once in every epoch, each time at another place: as one sample does that is "
+                "unlike all others, in a data set that is reshuffled."
+            )
         one = len({p.sample for p in named}) == 1
         return (
             f"Your loss spikes because of {'one sample' if one else 'single samples'}, {_names(named)}: with "

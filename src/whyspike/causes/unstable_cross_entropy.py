@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from whyspike.cause import Cause, Draw, Observation, ScratchCure, Setup, suspect
+from whyspike.logsigns import suddenly_infinite
 from whyspike.types import Cure, Event, Evidence, Finding, Note, Suspicion
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class UnstableCrossEntropy(Cause):
     def signature(self, seen: Observation) -> Suspicion | None:
         found = seen.numerics
         if found is None:
-            return None
+            return self._of_log(seen)
         events, located = _located(seen)
         if located is not None:
             return self._not_finite(found, events, located)
@@ -100,6 +101,19 @@ class UnstableCrossEntropy(Cause):
             )
             return suspect(self, (), [evidence], identity=True, harm="damaging")
         return None
+
+    def _of_log(self, seen: Observation) -> Suspicion | None:
+        row = suddenly_infinite(seen.run)
+        events = [e for e in seen.events if e.kind == "non-finite"]
+        if row is None or not events:
+            return None
+        before = seen.run.loss[max(0, row - 4) : row]
+        evidence = Evidence(
+            statement=f"losses before step {int(seen.run.step[row])}, and the loss there",
+            observed=f"{', '.join(f'{v:.3g}' for v in before)}; inf",
+            expected="a rise over several steps where a training diverges; inf at once from the logarithm of 0",
+        )
+        return suspect(self, events[:1], [evidence])
 
     def _not_finite(self, found: Numerics, events: Sequence[Event], located: Located) -> Suspicion:
         origin = located.origin
@@ -150,6 +164,11 @@ class UnstableCrossEntropy(Cause):
                 "that float32 has rounded to 0."
             )
         found = seen.numerics
+        if found is None and events:
+            return (
+                f"Your loss is ordinary until it becomes inf at step {events[0].step}, from one step to the next: so does a "
+                "loss that takes the logarithm of a probability which has become 0."
+            )
         if found is not None and "softmax of softmax" in found.forms:
             floor = f", so that it cannot fall below {_floor(found.classes):.3f}" if found.classes else ""
             return f"Your loss takes the softmax of what already are probabilities{floor}."

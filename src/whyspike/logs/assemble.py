@@ -153,6 +153,7 @@ def _of_piece(
         signals=signals,
         steps_per_epoch=max(1, round(placed.length)) if placed else None,
         batch_size=asked.batch_size,
+        n_samples=_n_samples(placed, asked, step, averaged=bool(table.averaged)),
         facts={**facts, "reader_says": said},
         marks=(*table.marks, *piece.marks),
         notes=tuple(notes),
@@ -177,6 +178,21 @@ def _epochs(
         return None
     at, value, _ = series(table.columns[found.epoch])
     return epochs.of_column(at - zero, value, where=done, total=table.epoch_total, name=found.epoch)
+
+
+def _n_samples(placed: epochs.Epochs | None, asked: Asked, step: np.ndarray, *, averaged: bool) -> np.ndarray | None:
+    """The samples of each step, int64 [T]: N and B say how many are left for the last one of an epoch.
+
+    None where they are not said, where a value is a mean of several steps, or where the epochs of the log are not as
+    long as N and B make them.
+    """
+    n, size = asked.dataset_size, asked.batch_size
+    if placed is None or averaged or n is None or size is None or not placed.exact or spacing(step)[0] != 1:
+        return None
+    steps = ceil(n / size)
+    if round(placed.length) != steps:
+        return None
+    return np.where(placed.index == steps - 1, n - size * (steps - 1), size).astype(np.int64)
 
 
 def _latest(at: np.ndarray, value: np.ndarray, step: np.ndarray) -> np.ndarray:

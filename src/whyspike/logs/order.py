@@ -14,6 +14,7 @@ import numpy as np
 from whyspike.form import count
 from whyspike.types import Mark, Note
 
+MOST_STEPS = 1e15  # a counter beyond is no counter
 SHUFFLED = 8  # rows: a counter that goes back less, and repeats nothing, was written by two threads
 EPOCHWISE = 0.8  # of the times that the counter goes back, the epoch goes up: it counts within the epoch
 
@@ -36,6 +37,7 @@ def arrange(step: np.ndarray, epoch: np.ndarray | None = None) -> list[Piece]:
         step: of each row, float64 [R]; nan where the row has none (the step before it then counts).
         epoch: of each row, float64 [R], likewise.
     """
+    step = np.where(np.abs(step) < MOST_STEPS, step, np.nan)
     rows = np.flatnonzero(np.isfinite(_filled(step)))
     filled = _filled(step)[rows]
     length = None

@@ -22,7 +22,7 @@ DELIMITERS = ",\t;|"
 
 
 def sniff(source: Source) -> float:
-    lines = [line for line in source.first_lines[:50] if not line.startswith("#")]
+    lines = [line for row in source.first_lines[:50] for line in row.splitlines() if not line.startswith("#")]
     if len(lines) < 2:
         return 0.0
     delimiter = _delimiter(lines[0])

@@ -1,0 +1,101 @@
+"""What a log alone can show of a cause that otherwise needs the network: signs in the places and shapes of events.
+
+They make a cause likely, never certain. None of them is used where the training itself was recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import exp, factorial, log
+
+import numpy as np
+
+from whyspike.detect import FULL_BATCH_STEPS, MEDIAN_STEPS
+from whyspike.types import Event, Run
+
+CHANCE = 0.02  # of single events falling one into each epoch: 6 or more epochs
+ORDINARY = 3.0  # times the median of the finite losses before: higher ones grow towards what is not finite
+BEFORE = 8  # of these losses
+NEAR = 5  # steps above the line after a peak that still are of it
+MOSTLY = 0.5  # of the epochs
+LEAST_ALONE = 3  # spikes of a training whose steps all see the same data
+
+
+@dataclass(frozen=True, kw_only=True)
+class OncePerEpoch:
+    """Spikes of which every whole epoch has exactly one, each time at another place."""
+
+    events: tuple[Event, ...]
+    places: tuple[int, ...]  # steps since the epoch began
+    chance: float  # that as many spikes fall so, were each epoch as likely as any other: K! / K^K
+
+
+def of_log(run: Run) -> bool:
+    """Whether another tool wrote the record, so that nothing can be replayed."""
+    return "reader_says" in run.facts
+
+
+def once_per_epoch(run: Run, events: Sequence[Event]) -> OncePerEpoch | None:
+    """Whether the single spikes come as one sample of a reshuffled data set does: once in every epoch, anywhere."""
+    length = run.steps_per_epoch
+    spikes = tuple(e for e in events if e.kind == "spike" and not e.period)
+    if not of_log(run) or run.index is None or run.epoch is None or not length or length < 8 or not spikes:
+        return None
+    whole = {int(k) for k, n in zip(*np.unique(run.epoch, return_counts=True), strict=True) if n >= 0.9 * length}
+    rows = [r for r in _peaks(run, spikes) if int(run.epoch[r]) in whole]
+    epochs, places = [int(run.epoch[r]) for r in rows], [int(run.index[r]) for r in rows]
+    k = len(whole)
+    if k < 2 or len(epochs) != k or set(epochs) != whole or np.ptp(places) < length / 4:
+        return None
+    chance = factorial(k) / float(k) ** k if k < 100 else 0.0
+    return OncePerEpoch(events=spikes, places=tuple(places), chance=chance) if chance <= CHANCE else None
+
+
+def _peaks(run: Run, spikes: Sequence[Event]) -> list[int]:
+    """The rows at which the loss rises half as high, in logs, as the lowest of the spikes; near ones are one."""
+    line = 0.5 * min(log(e.reported) if e.reported and e.reported > 1 else 0.0 for e in spikes)
+    found: list[int] = []
+    last = 0
+    for row in range(1, len(run)) if line > 0 else ():
+        base = float(np.median(run.loss[max(0, row - MEDIAN_STEPS) : row]))
+        if base > 0 and run.loss[row] > base * exp(line):
+            if not found or row - last > NEAR:
+                found.append(row)
+            last = row
+    return found
+
+
+def lr_goes_with_the_epoch(run: Run) -> bool:
+    """Whether the logged learning rate is higher again where an epoch begins, in most epochs."""
+    if run.lr is None or run.epoch is None:
+        return False
+    starts = np.flatnonzero(np.diff(run.epoch) > 0) + 1
+    return bool(len(starts)) and float(np.mean(run.lr[starts] > 1.05 * run.lr[starts - 1])) > MOSTLY
+
+
+def suddenly_infinite(run: Run) -> int | None:
+    """The row at which an ordinary loss is inf from one step to the next, and nothing is finite from then on."""
+    loss = run.loss
+    bad = np.flatnonzero(~np.isfinite(loss))
+    if not of_log(run) or not len(bad) or not np.isposinf(loss[bad[0]]):
+        return None
+    first = int(bad[0])
+    before = loss[:first]
+    if first < BEFORE or np.isfinite(loss[first:]).any():
+        return None
+    if not before[-BEFORE:].max() <= ORDINARY * np.median(before[-4 * BEFORE :]):
+        return None
+    return first
+
+
+def same_data_every_step(run: Run, events: Sequence[Event]) -> tuple[Event, ...]:
+    """The spikes of a log whose epochs have one step each, where the learning rate does not explain them."""
+    spikes = tuple(e for e in events if e.kind == "spike")
+    if not of_log(run) or run.steps_per_epoch != 1 or len(run) < FULL_BATCH_STEPS:
+        return ()
+    if any(note.id in ("epoch-only", "averaged-values") for note in run.notes) or len(spikes) < LEAST_ALONE:
+        return ()
+    if run.lr is not None and len(run.lr) and np.nanmax(run.lr) > 1.01 * np.nanmin(run.lr):
+        return ()
+    return spikes
