@@ -238,7 +238,6 @@ def _run_again(seen: Observation, subject: Subject, progress: Progress | None) -
     if progress:
         progress("running recorded steps again, unchanged", 0.0)
     with subject.kept():
-        subject.learn_convention()
         return replace(seen, reproductions=look(subject, seen.events))
 
 
