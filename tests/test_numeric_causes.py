@@ -339,3 +339,15 @@ def test_the_sentences_name_what_was_seen() -> None:
         bare_observation(), first_loss=first, run=replace(bare_observation().run, loss=np.linspace(5, 1, 256))
     )
     assert "all 10 classes alike has 2.3" in find("init-out-of-scale").sentence(low, ())
+
+
+def test_what_does_no_harm_is_said_after_what_matters() -> None:
+    from whyspike.pipeline import _conclude
+    from whyspike.suspect import suspect
+
+    seen = scaled((5, 65536.0, 32768.0), (2005, 32768.0, 65536.0), (2006, 65536.0, 32768.0))
+    made = _conclude(seen, suspect(seen), {}).answer
+    assert (made.status, made.cause, made.harm) == ("healthy", "gradscaler-skip", "none")
+    assert made.sentence.startswith("Nothing is wrong: over 4096 steps")
+    assert "left out 2 of 4,096 updates" in made.sentence
+    assert made.sentence.endswith("This is expected and does no harm.")

@@ -49,6 +49,8 @@ def answer(seen: Observation, verdicts: Sequence[Verdict]) -> Answer:
         cause = catalogue()[top.cause]
         events = [e for e in seen.events if e.id in top.events]
         parts = [cause.sentence(seen, events), _harm(top, events), _proof(top, seen)]
+        if not seen.events and top.harm == "none":  # what is worth knowing of a run in which nothing is wrong
+            parts = [_healthy(seen), cause.sentence(seen, events), "This is expected and does no harm."]
         if open_:
             parts.append(f"{_count(len(open_), 'event' if top.silent else 'other event')} not explained by it.")
         status = "healthy" if top.harm == "none" and not open_ else "explained"
