@@ -351,3 +351,26 @@ def test_what_does_no_harm_is_said_after_what_matters() -> None:
     assert made.sentence.startswith("Nothing is wrong: over 4096 steps")
     assert "left out 2 of 4,096 updates" in made.sentence
     assert made.sentence.endswith("This is expected and does no harm.")
+
+
+@pytest.mark.parametrize(("after", "verified"), [(0.5, True), (math.nan, False)])
+def test_a_cure_of_a_training_that_ends_in_nan(after: float, verified: bool) -> None:
+    from whyspike.cause import ScratchCure
+    from whyspike.rerun import Trained
+    from whyspike.types import Cure, Series
+    from whyspike.verify import _judged
+
+    def trained(final: float) -> Trained:
+        empty = Series(np.array([], dtype=np.int64), np.array([]))
+        return Trained(
+            seed=0,
+            words="",
+            loss=np.ones(64),
+            n_samples=np.full(64, 8),
+            batch_size=8,
+            state=empty,
+            final_probe=final,
+        )
+
+    cure = ScratchCure(cure=Cure(words="so", code={"torch": "so"}, applicability="safe"))
+    assert _judged(cure, [trained(math.nan)], [trained(after)]).verified is verified
