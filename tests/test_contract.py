@@ -211,5 +211,6 @@ def first_losses(name: str, seed: int, folder: Path) -> list[float]:
 @pytest.mark.parametrize("name", sorted(cases()))
 def test_a_case_is_the_same_for_the_same_seed_and_another_for_another(name, tmp_path):
     losses = [first_losses(name, seed, tmp_path / str(k)) for k, seed in enumerate((3, 3, 4))]
-    assert losses[0] == losses[1]
+    # The case of a training that is not deterministic is the same but for the last bits.
+    assert losses[0] == (pytest.approx(losses[1], rel=1e-5) if name == "nondeterminism" else losses[1])
     assert losses[0] != losses[2]

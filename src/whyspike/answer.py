@@ -49,6 +49,8 @@ def answer(seen: Observation, verdicts: Sequence[Verdict]) -> Answer:
         cause = catalogue()[top.cause]
         events = [e for e in seen.events if e.id in top.events]
         parts = [cause.sentence(seen, events), _harm(top, events), _proof(top, seen)]
+        if not seen.events and top.harm == "none":  # what is worth knowing of a run in which nothing is wrong
+            parts = [_healthy(seen), cause.sentence(seen, events), "This is expected and does no harm."]
         if open_:
             parts.append(f"{_count(len(open_), 'event' if top.silent else 'other event')} not explained by it.")
         status = "healthy" if top.harm == "none" and not open_ else "explained"
@@ -127,8 +129,9 @@ def _harm(verdict: Verdict, events: Sequence[Event]) -> str:
         return "This is expected and does no harm."
     states = [e.state for e in events if e.state is not None and np.isfinite(e.state)]
     if verdict.harm == "damaging":
-        worst = f": the loss on fixed samples rises to {max(states):.2g} times its level" if states else ""
-        return f"It damages the network{worst}."
+        worst = max(states, default=0.0)  # of the replay, which need not have the event
+        shown = f": the loss on fixed samples rises to {worst:.2g} times its level" if worst >= 1.1 else ""
+        return f"It damages the network{shown}."
     if verdict.silent:
         return "No event of this loss shows it."
     if not states and not verdict.arms:

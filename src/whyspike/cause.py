@@ -23,13 +23,17 @@ from whyspike.types import Attribution, Cure, Event, Evidence, Exponent, Family,
 
 if TYPE_CHECKING:
     from whyspike.accumulation import Accumulation
+    from whyspike.batchnorm import EvalGap, Normalised
     from whyspike.curve import Curve
     from whyspike.excess import Measure
+    from whyspike.firstloss import FirstLoss
     from whyspike.gaps import GapCurve
     from whyspike.numerics import Numerics
     from whyspike.periods import PeriodResult
     from whyspike.plotted import Plotted
+    from whyspike.preflight.probes.sample_order import Order
     from whyspike.profile import Profile
+    from whyspike.reproduction import Reproduction
     from whyspike.reread import SameDraws
     from whyspike.sampling import Sampling
     from whyspike.seams import Intervention
@@ -57,6 +61,16 @@ class Setup:
     evaluation: tuple[str, ...] | None = None  # what a call of evaluate(model) changes; None: not known
     # Of the micro-batches of a step: the mean of their losses, and the loss of all their samples at once, in eval mode
     split: tuple[float, float] | None = None
+    # Mean loss of the same samples in batches of each size, in train mode; None where it raises. For BatchNorm only
+    by_size: Mapping[int, float | None] = field(default_factory=dict)
+    first_loss: FirstLoss | None = None  # of a cross-entropy on logits; None for any other loss
+    order: Order | None = None  # of the sample ids; None where the loader has none
+    # ("ratio", norm of a second gradient of one batch over the first), ("left", …) or ("freed", nan): see the probe
+    backward: tuple[str, float] | None = None
+    resumed: tuple[str, ...] = ()  # parameters that are others after save, load and a step
+    schedule: tuple[float, ...] = ()  # learning rate of every update to come; empty without a scheduler
+    schedule_raised: str | None = None
+    precision: tuple[float, float] | None = None  # the first loss as it is, and in float32, where the two are not alike
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +96,10 @@ class Observation:
     units: Units | None = None
     batch_null: Mapping[str, float] = field(default_factory=dict)  # event id → p of the batch-mean null
     numerics: Numerics | None = None
+    normalised: Mapping[str, Normalised] = field(default_factory=dict)  # by event id, where the network has BatchNorm
+    eval_gaps: Sequence[EvalGap] = ()  # train against eval mode at some states, where the network has BatchNorm
+    first_loss: FirstLoss | None = None  # before the first step, of a cross-entropy on logits
+    reproductions: Sequence[Reproduction] = ()  # recorded windows that were run again unchanged, in order
     profiles: Mapping[str, Profile] = field(default_factory=dict)  # by event id, of the network's own spikes
     periods: tuple[PeriodResult, ...] = ()  # tests of the periods that the run has by itself, the epoch first
     reread: Mapping[int, float] = field(default_factory=dict)  # step → share of its samples that read the same again

@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from whyspike import batches
+from whyspike.batchnorm import layers
 from whyspike.boundary import Boundary, Part
 from whyspike.lossform import LossForms
 from whyspike.seams import EpochContext, Intervention, StepContext
@@ -95,6 +96,34 @@ class SkipBatch(Intervention):
 
     def batch(self, at: StepContext, batch: Any) -> Any | None:
         return None if acts(self.where, at) else batch
+
+
+class RunningStatistics(Intervention):
+    """BatchNorm layers normalise the batch by their running statistics, and do not learn from it."""
+
+    def __init__(
+        self, words: str = "BatchNorm on its running statistics in that batch", where: Where = "event"
+    ) -> None:
+        self.words = words
+        self.where: Where = where
+        self._changed: list[Any] = []
+        self._model: nn.Module | None = None
+
+    def begin(self, model: nn.Module, optimizer: Optimizer) -> None:
+        self._model, self._changed = model, []
+
+    def batch(self, at: StepContext, batch: Any) -> Any:
+        if acts(self.where, at) and self._model is not None:
+            self._changed = [m for m in layers(self._model) if m.training]
+            for module in self._changed:
+                module.training = False
+        return batch
+
+    def loss(self, at: StepContext, loss: torch.Tensor) -> torch.Tensor:
+        for module in self._changed:
+            module.training = True
+        self._changed = []
+        return loss
 
 
 class FillBatch(Intervention):
@@ -332,6 +361,21 @@ class StableForms(Intervention):
             self._mode.__exit__(None, None, None)
             self._mode = None
         return loss
+
+
+class ShrinkHead(Intervention):
+    """The last layer's weights and bias made smaller before the first step of a training from scratch."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+        self.words = f"the last layer begins {1 / factor:.3g} times smaller"
+
+    def begin(self, model: nn.Module, optimizer: Optimizer) -> None:
+        heads = [m for m in model.modules() if isinstance(m, nn.Linear)]
+        if heads:
+            with torch.no_grad():
+                for p in heads[-1].parameters():
+                    p.mul_(self.factor)
 
 
 class ScaleLr(Intervention):

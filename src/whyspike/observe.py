@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +24,16 @@ from whyspike.types import Attribution, Event, Exponent, Run
 
 if TYPE_CHECKING:
     from whyspike.accumulation import Accumulation
+    from whyspike.batchnorm import EvalGap, Normalised
+    from whyspike.firstloss import FirstLoss
     from whyspike.gaps import GapCurve
     from whyspike.replay import Subject
 
 ATTRIBUTED = 3  # events whose factors are measured: about 660 forward passes each
+OCCURRENCES = 5  # of a repeated event, at whose weights its batches are looked at
+SETTLED = 64  # steps after which running statistics should have settled: .9**64 of what they began with is .001
+GAP_STATES = 3  # at which train and eval mode are compared, on so many batches; statistics are learned from four times
+GAP_BATCHES = 8
 NULLS = 8  # events that are held against the batch-mean null
 COUNTED = 64  # events whose batches are drawn again to count what they hold
 POOL = 512  # training samples behind that null, of which a large batch needs four times its size
@@ -76,6 +83,9 @@ def observe(run: Run, subject: Subject | None = None, progress: Progress | None 
     again: Mapping[int, float] = {}
     draws: SameDraws | None = None
     numerics: Numerics | None = None
+    normalised: Mapping[str, Normalised] = {}
+    eval_gaps: Sequence[EvalGap] = ()
+    first: FirstLoss | None = None
     replayable = bool(run.capsules)
     accumulation: Accumulation | None = None
     with subject.kept():
@@ -97,6 +107,10 @@ def observe(run: Run, subject: Subject | None = None, progress: Progress | None 
             exponent = _exponent(subject)
         except WhySpikeError as error:
             missing.append(f"the batch-size exponent: {error}")
+        if replayable:
+            with suppress(WhySpikeError):
+                first = _first_loss(subject)
+                eval_gaps = _eval_gaps(subject)
         if replayable and events:
             try:
                 units = _units(subject, events)
@@ -108,6 +122,7 @@ def observe(run: Run, subject: Subject | None = None, progress: Progress | None 
                     "the factors of the events: the loss compares the samples of a batch with each other (it grows by "
                     f"{exponent.gamma:.2f} log n with n copies), so a tiled batch is not the same batch"
                 )
+            normalised = _normalised(subject, run, events)
             attributions, null = _on_the_network(subject, run, events, missing, say, contrastive=contrastive)
         if replayable and any(e.is_wave and e.period == run.steps_per_epoch for e in events):
             say("holding the loss of training samples against when they were last trained on", 0.9)
@@ -122,6 +137,9 @@ def observe(run: Run, subject: Subject | None = None, progress: Progress | None 
         attributions=attributions,
         exponent=exponent,
         numerics=numerics,
+        normalised=normalised,
+        eval_gaps=eval_gaps,
+        first_loss=first,
         units=units,
         batch_null=null,
         reread=again,
@@ -267,6 +285,58 @@ def _units(subject: Subject, events: Sequence[Event]) -> Units | None:
     return units.fit(rows, logged, subject.batch_size)
 
 
+def _first_loss(subject: Subject) -> FirstLoss | None:
+    """The loss of the first recorded batch at the weights of the beginning."""
+    from whyspike.firstloss import first_loss
+    from whyspike.replay import Window
+
+    for path in subject.run.capsules:
+        held = subject.capsule(path)
+        if held.step == 0 and held.steps and held.steps[0].batches:
+            subject.at(Window(path, 0, None), 0)
+            return first_loss(subject.model, subject.loss_fn, held.steps[0].batches)
+    return None
+
+
+def _eval_gaps(subject: Subject) -> Sequence[EvalGap]:
+    """Train against eval mode at some of the recorded states, where the network has BatchNorm."""
+    from whyspike.batchnorm import eval_gap, layers
+    from whyspike.replay import Window
+
+    paths = [p for p in subject.run.capsules if subject.capsule(p).step >= SETTLED]
+    if not layers(subject.model) or not paths:
+        return ()
+    drawn = [subject.draw(subject.batch_size) for _ in range(GAP_BATCHES)]
+    others = [subject.draw(subject.batch_size) for _ in range(4 * GAP_BATCHES)]
+    made = []
+    for k in np.unique(np.linspace(0, len(paths) - 1, GAP_STATES).astype(int)):
+        step = subject.capsule(paths[int(k)]).step
+        subject.at(Window(paths[int(k)], step, None), step)
+        made.append(eval_gap(subject.model, subject.loss_fn, drawn, others, step))
+    return made
+
+
+def _normalised(subject: Subject, run: Run, events: Sequence[Event]) -> dict[str, Normalised]:
+    """The batches of the events by their own statistics and by the running ones, where there is BatchNorm."""
+    from whyspike.batchnorm import Normalised, compare, layers
+
+    made: dict[str, Normalised] = {}
+    if not layers(subject.model):
+        return made
+    for event in [e for e in events if not e.is_wave][:NULLS]:
+        held = _windows(subject, run, event)
+        compared = []
+        for k in np.unique(np.linspace(0, len(held) - 1, OCCURRENCES).astype(int)) if held else ():
+            window, batch, _ = held[int(k)]
+            with suppress(WhySpikeError):
+                subject.at(window, window.event_step)
+                compared.append(compare(subject.model, subject.loss_fn, batch))
+        if compared:
+            own, running = (float(np.mean([getattr(c, part) for c in compared])) for part in ("own", "running"))
+            made[event.id] = Normalised(n=compared[len(compared) // 2].n, own=own, running=running)
+    return made
+
+
 def _on_the_network(
     subject: Subject, run: Run, events: Sequence[Event], missing: list[str], say: Progress, *, contrastive: bool
 ) -> tuple[dict[str, Attribution], dict[str, float]]:
@@ -338,6 +408,11 @@ def _nearby_null(subject: Subject, run: Run, event: Event) -> float | None:
 
 def _window(subject: Subject, run: Run, event: Event) -> tuple[Any, Any, float] | None:
     """The middle one of the event's occurrences that a capsule covers: its window, its batch, its logged loss."""
+    held = _windows(subject, run, event)
+    return held[len(held) // 2] if held else None
+
+
+def _windows(subject: Subject, run: Run, event: Event) -> list[tuple[Any, Any, float]]:
     held = []
     for step in occurrences(run, event):
         try:
@@ -347,4 +422,4 @@ def _window(subject: Subject, run: Run, event: Event) -> tuple[Any, Any, float] 
         record = next(s for s in subject.capsule(window.path).steps if s.step == int(step))
         if record.batches is not None and len(record.batches) == 1:
             held.append((window, record.batches[0], record.loss))
-    return held[len(held) // 2] if held else None
+    return held

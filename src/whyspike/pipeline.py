@@ -105,6 +105,8 @@ def diagnose_recorder(
     with recorder.paused():  # the replays pass through the same seams
         subject = Subject.of(recorder, run)
         seen = observe(run, subject, progress)
+        if prove and subject is not None and seen.replayable:
+            seen = _run_again(seen, subject, progress)
         if prove and subject is not None and seen.replayable and seen.events:
             seen, suspicions, trials = _experiment(seen, subject, progress, full=full)
             runfolder.append_trials(recorder.path, [t for made in trials.values() for t in made])
@@ -227,6 +229,16 @@ def demo(case: Case, *, healthy: bool = False, seed: int = 0, progress: Progress
 
 
 # --------------------------------------------------------------------------- the stages behind
+
+
+def _run_again(seen: Observation, subject: Subject, progress: Progress | None) -> Observation:
+    """Whether recorded windows come out once more, unchanged."""
+    from whyspike.reproduction import look
+
+    if progress:
+        progress("running recorded steps again, unchanged", 0.0)
+    with subject.kept():
+        return replace(seen, reproductions=look(subject, seen.events))
 
 
 def _experiment(
@@ -353,7 +365,7 @@ def _harm(
     base = [t for t in trials if t.arm == "baseline"]
     if base:
         lengths = sorted(
-            sum(s >= 1.1 * t.state_reference for s in t.state[t.event_step - t.first_step :]) for t in base
+            sum(not s < 1.1 * t.state_reference for s in t.state[t.event_step - t.first_step :]) for t in base
         )
         return "damaging" if lengths[len(lengths) // 2] >= 3 else "cosmetic"
     states = [e.state for e in seen.events if e.id in events and e.state is not None]

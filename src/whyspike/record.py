@@ -42,6 +42,7 @@ from whyspike.recordwriter import RecordWriter
 from whyspike.rngnotes import RngNotes
 from whyspike.runfolder import LOG, RunFolder
 from whyspike.runheader import header
+from whyspike.scalewatch import ScaleWatch
 from whyspike.seams import LossFn
 from whyspike.signals import MEASURED, OWN
 from whyspike.stretch import Context, Draw, Step, Stretch
@@ -149,6 +150,7 @@ class Recorder:
         self._keeper: Keeper | None = None
         self._between: BoundaryWatch | None = None  # what happens between the steps
         self._left: GradWatch | None = None  # whether gradients are zeroed
+        self._scale = None if self.scaler is None else ScaleWatch(self.scaler, self._writer.mark)
         self._detector: Any = None
         self._dense = False
         # the step that is being built
@@ -280,6 +282,8 @@ class Recorder:
             if self._keeper is not None:
                 self._keeper.held.append(entry)
             self._step = step = self._step + 1
+            if self._scale is not None:
+                self._scale.after_step(step - 1)
             if (
                 step >= self._attention
                 or monotonic() >= self._flush_at
@@ -607,6 +611,8 @@ class Recorder:
             stretch = self._take_steps()
             self._writer.steps(stretch)
             self._measures.read()
+            if self._scale is not None:
+                self._scale.read()
             if keeper is not None:
                 keeper.follow(stretch)
                 self._fresh = keeper.fresh

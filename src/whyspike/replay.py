@@ -319,7 +319,7 @@ class Subject:
         try:
             made = [
                 (loss, record.loss)
-                for record, loss in self._steps(window, BASELINE, None, stop=window.event_step + CONVENTION_STEPS)
+                for record, loss in self.steps(window, BASELINE, None, stop=window.event_step + CONVENTION_STEPS)
                 if record.step >= window.event_step
             ]
         finally:
@@ -334,7 +334,7 @@ class Subject:
 
     def at(self, window: Window, step: int) -> None:
         """Bring the model to the state before `step`, by replaying unchanged. Call it inside `kept()`."""
-        for _ in self._steps(window, BASELINE, None, stop=step):
+        for _ in self.steps(window, BASELINE, None, stop=step):
             pass
 
     def replay(
@@ -356,7 +356,7 @@ class Subject:
         reported, state, recorded = [], [], []
         skipped: set[int] = set()
         first = None
-        for record, loss in self._steps(window, intervention, redraw, stop=window.event_step + horizon + 1):
+        for record, loss in self.steps(window, intervention, redraw, stop=window.event_step + horizon + 1):
             first = record.step if first is None else first
             reported.append(math.nan if loss is None else loss)
             if loss is None:
@@ -368,9 +368,10 @@ class Subject:
         values = (tuple(reported), tuple(state), before, tuple(recorded), frozenset(skipped))
         return Replayed(first, window.event_step, *values)
 
-    def _steps(
+    def steps(
         self, window: Window, intervention: Intervention, redraw: int | None, stop: int
     ) -> Iterator[tuple[capsule.StepRecord, float | None]]:
+        """Run a window up to the step `stop`: every recorded step with the loss that it has now. As `replay`."""
         held = self.capsule(window.path)
         capsule.restore(held, self.model, self.optimizer, scaler=self.rule.scaler)
         intervention.begin(self.model, self.optimizer)

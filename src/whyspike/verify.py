@@ -76,6 +76,8 @@ def _judged(scratch: ScratchCure, sick: Sequence[Trained], cured: Sequence[Train
         "events_after": float(events_after),
     }
     not_worse = bool(after <= before * WORSE) if before > 0 else bool(after <= before + 0.05)
+    if not np.isfinite(before):  # the uncured network ends in NaN
+        not_worse = bool(np.isfinite(after))
     gone = events_after <= 0.2 * events_before
     verified = not_worse and gone
     if scratch.expected == "protects":

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from whyspike.cause import Cause, Draw, Observation, ScratchCure, suspect
-from whyspike.form import count
-from whyspike.types import Cure, Event, Evidence, Suspicion, Trial
+from whyspike.cause import Cause, Draw, Observation, ScratchCure, Setup, suspect
+from whyspike.form import count, percent
+from whyspike.types import Cure, Event, Evidence, Finding, Note, Suspicion, Trial
 
 if TYPE_CHECKING:
     from whyspike.sampling import Sampling
@@ -51,6 +51,23 @@ class FixedOrder(Cause):
     window = "epoch"
     measure = "pattern"
     title = "the data come in the same order in every pass"
+
+    def preflight(self, setup: Setup) -> Finding | Note | None:
+        order = setup.order
+        if order is None or not order.same:
+            return None
+        if order.pure and order.purity is not None:
+            return Finding(
+                cause=self.id,
+                text="every epoch draws the same samples in the same order, and they lie in it by class",
+                observed=f"{percent(order.purity[0])} of a batch are of one class",
+                expected=f"{percent(order.purity[1])}, as in a shuffled order",
+                cure="DataLoader(..., shuffle=True); with a DistributedSampler, sampler.set_epoch(epoch)",
+            )
+        return Note(
+            id=self.id,
+            text="every epoch draws the same samples in the same order; shuffle=True draws another one each time",
+        )
 
     def signature(self, seen: Observation) -> Suspicion | None:
         return self._heard(seen) if seen.sampling is None else self._read(seen, seen.sampling)

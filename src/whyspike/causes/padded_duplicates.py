@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from whyspike.cause import Cause, Draw, Observation, ScratchCure, suspect
+from whyspike.cause import Cause, Draw, Observation, ScratchCure, Setup, suspect
 from whyspike.form import percent
-from whyspike.types import Cure, Event, Evidence, Suspicion
+from whyspike.types import Cure, Event, Evidence, Finding, Note, Suspicion
 
 if TYPE_CHECKING:
     from whyspike.sampling import Repeat
@@ -51,6 +51,21 @@ class PaddedDuplicates(Cause):
     rank = 18  # before small-last-batch: a padded batch is one whose size hides that it is small
     measure = "deviation"
     title = "the last batch is filled up with copies of its own samples"
+
+    def preflight(self, setup: Setup) -> Finding | Note | None:
+        order = setup.order
+        if order is None or not order.copies:
+            return None
+        found = f"a batch of {order.size} samples holds {order.copies} of them a second time"
+        if setup.exponent is None or abs(setup.exponent.gamma) <= CROSS_SAMPLE:
+            return Note(id=self.id, text=f"{found}: they count twice in its mean")
+        return Finding(
+            cause=self.id,
+            text="a batch is filled up with copies of its own samples, and the loss compares samples with each other",
+            observed=found,
+            expected="each sample once: two copies cannot be told apart",
+            cure="drop_last=True in the sampler and the loader, or a mask over the copies",
+        )
 
     def signature(self, seen: Observation) -> Suspicion | None:
         repeats = _repeats(seen)
