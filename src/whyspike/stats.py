@@ -203,8 +203,8 @@ def batch_mean_null(
     losses were exponential, lognormal, a power law or those of mislabelled samples; without the fitted tail of the
     pool, up to 62 % (`tests/test_stats.py`).
 
-    A tail that is known from 51 losses may be heavier than it looks. `p_cautious` takes the upper 95 % limit of its shape
-    (the estimator's variance is (1 + shape^2) / count, Dekkers et al.): chance is refuted with that one.
+    A tail that is known from 51 losses may be heavier than it looks. `p_cautious` takes the upper 95 % limit of its
+    shape (the estimator's variance is (1 + shape^2) / count, Dekkers et al.): chance is refuted with that one.
 
     Validity: the pool has at least 64 losses and 4 * n, and the tail fitted to the means predicts the quantile that 10
     draws exceed within 15 % of the tail's width. Where `valid` is False take `p_value` for an order of magnitude at
@@ -250,7 +250,8 @@ def batch_mean_null(
             wide = tail.with_shape(tail.shape + LIMIT * sqrt((1.0 + tail.shape**2) / max(tail.count, 1)))
             anchor = wide.survival(n * float(means[-10]) - others)
             if anchor > 0:
-                cautious = max(p, min((1 + above) / (draws + 1), 10 / draws * wide.survival(n * observed - others) / anchor))
+                alone = 10 / draws * wide.survival(n * observed - others) / anchor
+                cautious = max(p, min((1 + above) / (draws + 1), alone))
             predicted = scale * (log(k / 10) if shape < 1e-9 else ((k / 10) ** shape - 1) / shape)
             if abs(predicted - excess[-10]) > 0.15 * excess[-1] and reason is None:
                 reason = "the fitted tail does not follow the largest resampled means"

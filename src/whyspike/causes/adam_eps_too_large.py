@@ -31,8 +31,8 @@ class AdamEpsTooLarge(Cause):
         replayed with an eps a thousandth as large: the spike must go. As a placebo every weight's learning rate is raised
         or lowered by three tenths at random.
         This cause is a preview: element by element a larger eps makes Adam's step smaller, never larger, so that what it
-        does is indirect, over long stretches, and no honest small training spikes because of it: a smaller eps in the
-        replay of a few steps makes them longer and removes nothing.
+        does is indirect, over long stretches: a smaller eps in the replay of a few steps makes them longer and removes
+        nothing. A small training that spikes because of it has not been looked for yet.
 
     What to do:
         Lower eps to 1e-8, and measure sqrt(v) first: where it is far above eps, eps is not the cause.

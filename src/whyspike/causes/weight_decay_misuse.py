@@ -22,8 +22,8 @@ class WeightDecayMisuse(Cause):
     How we test it:
         Before training it is noted when weight decay is given to an optimizer that makes an L2 term of it.
         This cause is a preview, and gives no verdict. It acts over 1 / (lr wd) steps and more: a replay of some dozen
-        steps, which begins with the shrunk weights, cannot take it back, and no small training that we tried spikes
-        because of it.
+        steps, which begins with the shrunk weights, cannot take it back. A small training that spikes because of it has
+        not been looked for yet.
 
     What to do:
         AdamW, with decay on matrices alone: not on biases, norms and embeddings.
