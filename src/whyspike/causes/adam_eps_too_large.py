@@ -48,7 +48,7 @@ class AdamEpsTooLarge(Cause):
     needs = ("replay",)
     rank = 33
     measure = "state"
-    title = "Adam's eps outweighs its second moment"
+    title = "the eps of Adam outweighs its second moment"
 
     def signature(self, seen: Observation) -> Suspicion | None:
         from whyspike.secondmoment import second_moments

@@ -47,7 +47,7 @@ class AdamEpsTooSmall(Cause):
     needs = ("replay",)
     rank = 32
     measure = "state"
-    title = "Adam divides gradients that have died away by nearly nothing"
+    title = "the update of Adam divides gradients that have died away by nearly nothing"
 
     def signature(self, seen: Observation) -> Suspicion | None:
         from whyspike.secondmoment import second_moments

@@ -37,7 +37,7 @@ class AdamVLag(Cause):
     aliases = ("stale-second-moment", "rms-spike", "StableAdamW")
     needs = ("replay",)
     rank = 34
-    title = "Adam's second moment lags behind gradients that have grown"
+    title = "the second moment of Adam lags behind gradients that have grown"
 
     def signature(self, seen: Observation) -> Suspicion | None:
         return None  # nothing that is recorded has been shown to tell it
