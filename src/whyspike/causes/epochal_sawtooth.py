@@ -46,7 +46,9 @@ class EpochalSawtooth(Cause):
         training samples is held against that gap: phase and weights are the same for all of them. Then whole epochs are
         replayed from their boundary in the order of the epoch before, shuffled only inside blocks of a tenth, two epochs
         long: as random, without replacement, but every gap is about one epoch. Beside it: samples drawn with replacement (two epochs), the
-        order reversed, its quarters swapped (two dips per epoch), gradients clipped. The placebo is another shuffle.
+        order reversed, its quarters swapped (two dips per epoch), gradients clipped. The placebo is another shuffle. From
+        all of them is taken what the batches cost by their samples alone, in networks that had not seen their order: which
+        samples come when is chance, and makes up to a quarter of the wave of a dozen epochs.
 
     What to do:
         Nothing is broken. Log the loss on a fixed set of training samples, or compare equal phases of epochs. If the
