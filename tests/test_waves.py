@@ -188,3 +188,14 @@ def test_what_could_have_been_found_is_said():
         for s in range(40)
     ]
     assert 0.25 <= np.mean(found) <= 0.75
+
+
+def test_a_last_batch_of_one_sample_is_no_wave():
+    """Its loss is unbiased, and far lower in the median: the logarithm of a mean of few skewed values."""
+    rng = np.random.default_rng(3)
+    epochs, size, batch = 180, 12, 64
+    samples = np.where(np.arange(epochs * size) % size == size - 1, 1, batch)
+    loss = np.array([rng.exponential(0.5, n).mean() for n in samples])
+    run = replace(run_of(np.log(loss), size), n_samples=samples.astype(np.int64), batch_size=batch)
+    assert wave(run).p_value > 0.01
+    assert wave(replace(run, n_samples=None)).p_value < 0.01

@@ -15,6 +15,7 @@ import numpy as np
 
 from whyspike.types import Run, Series
 
+SHORT = 0.5  # of the batch size: smaller batches are left out of the folded loss
 WINSOR = 4.0  # robust standard deviations; a single spike must not carry a mean over a stretch of the epoch
 
 
@@ -101,6 +102,9 @@ def detrended(run: Run, series: Series | None = None, *, period: int | None = No
     raw = np.asarray(run.loss if series is None else series.value, dtype=np.float64)
     cycle, phase = places(run, step, period)
     good = np.isfinite(raw) & (phase >= 0)
+    if series is None and run.n_samples is not None and run.batch_size:
+        # The logarithm of a mean over few samples is lower by half its variance: no wave, but one in every epoch.
+        good &= run.n_samples >= SHORT * run.batch_size
     cycle, phase, raw = cycle[good], phase[good], raw[good]
     logarithmic = bool(len(raw)) and bool((raw > 0).all())
     if not len(raw):
