@@ -174,8 +174,8 @@ def scratch_table(seeds: Sequence[int]) -> list[str]:
         "expense of what was not seen. That dip is real, it is small beside the sawtooth, and it goes with it.",
         "",
         f"The loss on {PROBE} fixed training samples moves by {percent(flat)} of what the training loss does "
-        "(expected: at most 10 %). Each number is a mean over the epochs after the fifth, about a centred mean over one "
-        f"epoch, and over the seeds {', '.join(map(str, seeds))}.",
+        "(expected: at most 10 %). Each number is a mean over the epochs after the fifth, about a centred mean over "
+        f"one epoch, and over the seeds {', '.join(map(str, seeds))}.",
     ]
 
 
@@ -309,7 +309,8 @@ def gap_lines(seed: int) -> list[str]:
         "",
         f"Predicted from both for the quarters: {cells(found.predicted[None])}; observed: "
         f"{cells(found.observed[None])}; that is {percent(found.explained)} of it. The rest is what a sample's own "
-        "visits have taught: every sample of an epoch has been seen equally often, and once more than in the epoch before.",
+        "visits have taught: every sample of an epoch has been seen equally often, and once more than in the epoch "
+        "before.",
     ]
 
 

@@ -53,7 +53,7 @@ class EpochalSawtooth(Cause):
     What to do:
         Nothing is broken. Log the loss on a fixed set of training samples, or compare equal phases of epochs. If the
         validation loss suffers, the network memorises: lower or decay the learning rate, or regularise. Gradient clipping
-        and layer normalisation do not touch it (docs/benchmarks/third_question.md has the numbers).
+        and layer normalisation do not remove it (docs/benchmarks/third_question.md has the numbers).
 
     References:
         Liu & Ma 2024, arXiv 2410.10056 (the epochal sawtooth; with replacement none, reversed order amplifies).
