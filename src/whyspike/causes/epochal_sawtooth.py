@@ -46,12 +46,14 @@ class EpochalSawtooth(Cause):
         training samples is held against that gap: phase and weights are the same for all of them. Then whole epochs are
         replayed from their boundary in the order of the epoch before, shuffled only inside blocks of a tenth, two epochs
         long: as random, without replacement, but every gap is about one epoch. Beside it: samples drawn with replacement (two epochs), the
-        order reversed, its quarters swapped (two dips per epoch), gradients clipped. The placebo is another shuffle.
+        order reversed, its quarters swapped (two dips per epoch), gradients clipped. The placebo is another shuffle. From
+        all of them is taken what the batches cost by their samples alone, in networks that had not seen their order: which
+        samples come when is chance, and makes up to a quarter of the wave of a dozen epochs.
 
     What to do:
         Nothing is broken. Log the loss on a fixed set of training samples, or compare equal phases of epochs. If the
         validation loss suffers, the network memorises: lower or decay the learning rate, or regularise. Gradient clipping
-        and layer normalisation do not touch it (docs/benchmarks/third_question.md has the numbers).
+        and layer normalisation do not remove it (docs/benchmarks/third_question.md has the numbers).
 
     References:
         Liu & Ma 2024, arXiv 2410.10056 (the epochal sawtooth; with replacement none, reversed order amplifies).
