@@ -63,7 +63,8 @@ def subject_of(
         clip_grad_norm=clip,
         scheduler=torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, 200) if scheduled else None,
     )
-    recorder = watch(model, optimizer, loss_fn=loss_fn, scheduler=training.scheduler, path=path)
+    # closely: which snapshots there are must not depend on how fast the machine is
+    recorder = watch(model, optimizer, loss_fn=loss_fn, scheduler=training.scheduler, path=path, closely=True)
     with recorder as rec:
         train_recorded(training, rec)
     recorder.flush()
