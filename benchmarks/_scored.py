@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import signal
 import sys
 import tempfile
@@ -97,6 +98,8 @@ def work(task: Task) -> None:
     import torch
 
     torch.set_num_threads(1)
+    if sys.platform == "linux":  # joblib leaves a start method of its own behind, which a loader's workers cannot use
+        multiprocessing.set_start_method("fork", force=True)
     CACHE.mkdir(parents=True, exist_ok=True)
     starts = task.path.with_suffix(".starts")
     n = int(starts.read_text()) if starts.exists() else 0
