@@ -35,7 +35,7 @@ FEW = 45.0  # a line lies 1 + FEW / n as far beyond the tail of n residuals: it 
 HEAVY, HEAVIER = 0.25, 4.0
 # A dip must be so many times as far below the median as the lowest of 64 values, 2.4 standard deviations of Gaussian
 # noise. Near zero the logarithm makes a dip of any low value.
-DEEP = 2.0
+DEEP = 2.5
 # While little is known the lines are wide, and a spike of those steps is taken for noise. When so many residuals are
 # known, the largest are set aside if the others would have called them a spike: they would hide all later ones.
 CLEANED, SET_ASIDE = 64, 2

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from whyspike.record import Recorder
 
 LARGE, SMALL = 128, 4
-LR, STAGES, STEPS = 0.1, 10, 150  # STEPS of large batches, half as many of small ones
+LR, STAGES, STEPS = 0.08, 10, 150  # STEPS of large batches, half as many of small ones
 
 
 def loop(seed: int, vary: Vary, *, follows: bool) -> Loop:

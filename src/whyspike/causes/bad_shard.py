@@ -87,7 +87,7 @@ class BadShard(Cause):
                 )
             )
         faulty = _where(seen) == "worker"
-        if found.split_p > SPLIT and not faulty:
+        if _by_chance(seen):
             evidence.append(
                 Evidence(
                     statement="chance that a random split of the samples makes one worker's so much harder or easier",
@@ -102,6 +102,8 @@ class BadShard(Cause):
     def interventions(self, seen: Observation, draw: Draw) -> Sequence[Intervention]:
         from whyspike.interventions import ReadSamples, SkipBatch
 
+        if _by_chance(seen):
+            return []  # other samples differ as well: there is nothing to take away
         elsewhere = ReadSamples(draw, _neighbours(seen), "samples that another worker was given in their place")
         if _where(seen) == "data":
             return [elsewhere, SkipBatch()]
@@ -117,7 +119,7 @@ class BadShard(Cause):
         if found is None:
             return super().sentence(seen, events)
         every = f"Every {found.n}{_ordinal(found.n)} batch comes from worker {found.odd} of the loader"
-        if found.split_p > SPLIT and _where(seen) != "worker":
+        if _by_chance(seen):
             which = "harder" if found.levels[found.odd] > 0 else "easier"
             return f"{every}, whose samples are {which}, by no more than a random split of the samples makes them."
         if _where(seen) == "data":
@@ -157,6 +159,12 @@ def _workers(seen: Observation) -> Workers | None:
     from whyspike.workers import workers
 
     return workers(seen.run)
+
+
+def _by_chance(seen: Observation) -> bool:
+    """Whether the worker's own samples differ by no more than a random split of all samples makes them."""
+    found = _workers(seen)
+    return found is not None and found.split_p > SPLIT and _where(seen) != "worker"
 
 
 def _share(seen: Observation, event: Event, found: Workers) -> float:
