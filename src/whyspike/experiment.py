@@ -86,6 +86,8 @@ class Experiment:
             steps = [(min(steps, key=lambda at: abs(at[1] - m))[0], m) for m in moments] if steps else []
         else:
             steps = [(event, step) for event, step in steps if not event.is_wave]  # EpochExperiment replays those
+        # Spikes and dips of one place in the epoch are two events of the same steps; a step counts once.
+        steps = list({step: (event, step) for event, step in reversed(steps)}.values())[::-1]
         for event, step in steps:
             try:
                 window = self.subject.window(step, before=moments is not None)
