@@ -71,9 +71,12 @@ def test_the_events_own_samples_do_not_speak_for_themselves(tmp_path):
     _, subject = recorded(tmp_path / "run", targets(3000.0))
     with subject.kept():
         others = chance._others(subject, [17, 5], 10_000)
+        assert others is not None
         assert batches.size(others) == N - 2
         assert float(others[1].max()) < 3000.0
-        assert batches.size(chance._others(subject, [17], 100)) == 100
+        limited = chance._others(subject, [17], 100)
+        assert limited is not None
+        assert batches.size(limited) == 100
 
 
 def test_a_dip_is_held_against_the_lower_end(tmp_path):
