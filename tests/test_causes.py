@@ -153,11 +153,20 @@ def test_one_spike_at_a_last_batch_is_a_coincidence():
     assert said("small-last-batch", replace(seen, events=two)) == "likely"
 
 
-def test_chance_has_no_period_and_makes_no_claim_about_dips():
+def test_chance_has_no_period():
     seen = last_batch_run(factor=3.0, alpha=0.0)
     assert said("batch-size-noise", replace(seen, batch_null={"e1": 0.5})) is None
-    dip = replace(noisy((70, 0.1, 1.0, 1.0)).events[0], kind="dip")
-    assert said("batch-size-noise", replace(seen, events=(dip,), batch_null={"e1": 1.0})) is None
+
+
+def test_chance_draws_easy_batches_too():
+    noise = find("batch-size-noise")
+    seen = noisy((70, 0.1, 1.0, 1.0))
+    dip = replace(seen.events[0], kind="dip")
+    steps = len(seen.run)
+    for p, outcome in ((0.06 / steps, "likely"), (0.04 / steps, "refuted")):
+        assert said("batch-size-noise", replace(seen, events=(dip,), batch_null={"e1": p})) == outcome
+    assert "easy samples" in noise.sentence(seen, (dip,))
+    assert "hard samples" in noise.sentence(seen, seen.events)
 
 
 def test_a_spike_that_was_not_tested_is_chance_only_below_one_that_was():

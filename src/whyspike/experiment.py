@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -86,6 +87,8 @@ class Experiment:
             steps = [(min(steps, key=lambda at: abs(at[1] - m))[0], m) for m in moments] if steps else []
         else:
             steps = [(event, step) for event, step in steps if not event.is_wave]  # EpochExperiment replays those
+        # Spikes and dips of one place in the epoch are two events of the same steps; a step counts once.
+        steps = list({step: (event, step) for event, step in reversed(steps)}.values())[::-1]
         for event, step in steps:
             try:
                 window = self.subject.window(step, before=moments is not None)
@@ -143,7 +146,7 @@ class Experiment:
 
     def _locate(self, progress: Progress | None = None) -> None:
         """Find what made the first value that is not finite, of events that are not."""
-        from whyspike import nonfinite
+        from whyspike import firstbad
         from whyspike.numerics import Numerics
 
         found = {}
@@ -153,7 +156,7 @@ class Experiment:
             if progress:
                 progress("looking for the first value that is not finite", 0.0)
             try:
-                located = nonfinite.find(self.subject, self.subject.window(event.step))
+                located = firstbad.find(self.subject, self.subject.window(event.step, finite=True))
             except NotReplayable:
                 continue
             if located is not None:
@@ -204,7 +207,7 @@ class Experiment:
             if pair.redraw is None:
                 made = self.replay(pair, BASELINE)
                 onset, level = onset_of(made), level_before(made)
-                rises = [made.state[onset - k] / level if k <= onset else 0.0 for k in range(1, most + 1)]
+                rises = [self._factor(made.state[onset - k], level) if k <= onset else 0.0 for k in range(1, most + 1)]
                 before.append(rises)
         typical = np.median(np.array(before), axis=0) if before else np.zeros(most)
         # A growing bump begins lower than it is seen: half way, in logarithms.
@@ -215,6 +218,8 @@ class Experiment:
 
         Returns:
             Median over pairs of its peak over its level before, and of the number of steps above 1.1 times that level.
+            A loss that passes through zero has no such factor: there a rise by the spread of the logged losses counts
+            as one by a tenth.
         """
         peaks, lengths = [], []
         for pair in self.pairs(event_ids):
@@ -224,12 +229,27 @@ class Experiment:
             if made.noise > OTHER:
                 continue
             onset, before = onset_of(made), level_before(made)
-            after = np.asarray(made.state[onset:])
-            peaks.append(float(np.max(after) / before) if before > 0 else np.nan)
-            lengths.append(int(np.sum(after >= VISIBLE * before)))
+            factors = [self._factor(value, before) for value in made.state[onset:]]
+            peaks.append(float(np.max(factors)))
+            lengths.append(int(np.sum(np.array(factors) >= VISIBLE)))
         if not peaks or not np.isfinite(np.median(peaks)):
             return None, 0
         return float(np.median(peaks)), int(np.median(lengths))
+
+    @cached_property
+    def _unit(self) -> float:
+        """Of a loss that is not always positive: the rise that counts as a factor of e. 0 where it is."""
+        loss = self.seen.run.loss
+        finite = loss[np.isfinite(loss)]
+        if len(finite) < 2 or finite.min() > 0:
+            return 0.0
+        low, high = np.quantile(np.diff(finite), [0.25, 0.75])  # of differences: the level may drift
+        return float(10.0 * (high - low) / (1.349 * 2**0.5)) or 1.0
+
+    def _factor(self, value: float, level: float) -> float:
+        if self._unit:
+            return float(np.exp(min((value - level) / self._unit, 700.0)))
+        return value / level if level > 0 else np.nan
 
     def measure_of(self, cause: Cause, event_ids: Sequence[str]) -> Measure:
         """What the cause is judged by: its own measure, else the network where it moved, else the plotted number."""

@@ -123,7 +123,10 @@ def outcome(judged: Judged, corrected_p: float, suspicion: Suspicion) -> tuple[O
     if not np.isfinite(base).all() or base.mean() <= 0:
         return "inconclusive", "the unchanged replay shows no excess to remove"
     removed = f"the intervention removed {percent(judged.removed)} of the excess; at least {percent(REMOVED)} is needed"
-    if not judged.removed >= REFUTED:
+    if judged.removed != judged.removed:
+        nothing = "at least half of the unchanged replays show no excess that it could remove"
+        return "refuted", nothing if np.median(base) <= 0 else "a replay with the intervention was not finite"
+    if judged.removed < REFUTED:
         return "refuted", removed
     if judged.removed < REMOVED:
         return "inconclusive", removed

@@ -19,7 +19,6 @@ from whyspike.numerics import Numerics
 from whyspike.numerics import look as look_at_numbers
 from whyspike.periods import PeriodResult, occurrences, period_results, periodic_events
 from whyspike.points import as_points, in_steps, periods_in_steps
-from whyspike.stats import batch_mean_null
 from whyspike.types import Attribution, Event, Exponent, Run
 
 if TYPE_CHECKING:
@@ -36,7 +35,6 @@ GAP_STATES = 3  # at which train and eval mode are compared, on so many batches;
 GAP_BATCHES = 8
 NULLS = 8  # events that are held against the batch-mean null
 COUNTED = 64  # events whose batches are drawn again to count what they hold
-POOL = 512  # training samples behind that null, of which a large batch needs four times its size
 CROSS_SAMPLE = 0.05  # of gamma: 0 for any separable loss to rounding, 1 for InfoNCE (benchmarks/exponent.py)
 SLOW_S = 0.02  # a forward pass slower than this gets fewer bootstrap draws and a smaller pool
 
@@ -341,8 +339,8 @@ def _on_the_network(
     subject: Subject, run: Run, events: Sequence[Event], missing: list[str], say: Progress, *, contrastive: bool
 ) -> tuple[dict[str, Attribution], dict[str, float]]:
     """The factors of the highest events, and the p of the batch-mean null of more of them."""
-    from whyspike import batches
-    from whyspike.attribute import attribute, per_sample
+    from whyspike import chance
+    from whyspike.attribute import attribute
 
     attributions: dict[str, Attribution] = {}
     null: dict[str, float] = {}
@@ -352,21 +350,19 @@ def _on_the_network(
         found = _window(subject, run, event)
         if found is None:
             missing.append(f"the factors of event {event.id}: no capsule covers step {event.step}")
-            p = _nearby_null(subject, run, event)
+            p = chance.nearby(subject, run, event)
             if p is not None:
                 null[event.id] = p
             continue
         window, batch, loss = found
         say(f"splitting event {event.id} into scale, weights and data", 0.3 + 0.6 * rank / NULLS)
         try:
-            subject.at(window, window.event_step)
             slow = subject.seconds_per_probe() / len(subject.probe_batches) > SLOW_S
             if slow and rank:
                 continue
-            pool = subject.draw(64 if slow else POOL)
-            losses = per_sample(subject.model, subject.loss_fn, pool, subject.batch_size)
-            if np.isfinite(losses).all() and np.isfinite(loss):
-                null[event.id] = batch_mean_null(losses, batches.size(batch), loss, n_steps=len(run)).p_cautious
+            p = chance.of_event(subject, run, event, window, batch, loss, slow=slow)
+            if np.isfinite(p):
+                null[event.id] = p
             if rank < ATTRIBUTED and not contrastive:
                 attributions[event.id] = attribute(
                     subject.model,
@@ -382,28 +378,6 @@ def _on_the_network(
         except WhySpikeError as error:
             missing.append(f"the factors of event {event.id}: {error}")
     return attributions, null
-
-
-def _nearby_null(subject: Subject, run: Run, event: Event) -> float | None:
-    """The batch-mean null of an event that no capsule covers: at the weights of the nearest one, and at its level."""
-    from whyspike.attribute import per_sample
-    from whyspike.replay import Window
-
-    row = int(np.searchsorted(run.step, event.step))
-    steps = {subject.capsule(path).step: path for path in run.capsules}
-    if not steps or run.n_samples is None or not np.isfinite(run.loss[row]):
-        return None
-    near = min(steps, key=lambda s: abs(s - event.step))
-    levels = [np.median(run.loss[max(0, r - 64) : r]) for r in (row, int(np.searchsorted(run.step, near))) if r > 0]
-    if len(levels) < 2 or not all(np.isfinite(v) and v > 0 for v in levels):
-        return None
-    try:
-        subject.at(Window(steps[near], near, None), near)
-        losses = per_sample(subject.model, subject.loss_fn, subject.draw(POOL), subject.batch_size)
-        observed = float(run.loss[row] * levels[1] / levels[0])
-        return float(batch_mean_null(losses, int(run.n_samples[row]), observed, n_steps=len(run)).p_cautious)
-    except (WhySpikeError, ValueError):
-        return None
 
 
 def _window(subject: Subject, run: Run, event: Event) -> tuple[Any, Any, float] | None:

@@ -31,13 +31,13 @@ from whyspike import batches, clipwatch, probeset
 from whyspike.boundarywatch import BoundaryWatch
 from whyspike.cliporder import ClipOrder, unscaled_by
 from whyspike.errors import BadTraining
-from whyspike.frozen import rng_state
 from whyspike.gradwatch import GradWatch
 from whyspike.hyper import Hyper, hyperparameters, without_lr
 from whyspike.keeper import Keeper
-from whyspike.loader_ids import LoaderIds, compact, length, loader_facts
+from whyspike.loader_ids import length, loader_facts
 from whyspike.lossvalue import describe, number, number_or_later
 from whyspike.measure import Measures
+from whyspike.passes import Batches, Evaluating
 from whyspike.recordwriter import RecordWriter
 from whyspike.rngnotes import RngNotes
 from whyspike.runfolder import LOG, RunFolder
@@ -267,7 +267,7 @@ class Recorder:
 
     def batches(self, loader: Iterable[Any]) -> Iterable[Any]:
         """The loader itself, its batches noted on their way. One pass over it is one epoch."""
-        return loader if self._off else _Batches(self, loader)
+        return loader if self._off else Batches(self, loader)
 
     def step(self, loss: Any) -> None:
         """Record one step. Call it once per optimizer update, after `optimizer.step()`.
@@ -299,9 +299,9 @@ class Recorder:
         except Exception as error:
             self._fail(error, loss)
 
-    def evaluating(self) -> _Evaluating:
+    def evaluating(self) -> Evaluating:
         """A context manager around an evaluation: loaders iterated over inside are not the training's."""
-        return _Evaluating(self)
+        return Evaluating(self)
 
     def log(self, **values: Any) -> None:
         """Keep other numbers in the record, as signals at the last recorded step."""
@@ -348,52 +348,6 @@ class Recorder:
                 self._fail(error)
 
     # ------------------------------------------------------------------ the batch is drawn
-
-    def _iterate(self, loader: Any) -> Iterator[Any]:
-        if self._off or self._evaluating:
-            yield from loader
-            return
-        ids: LoaderIds | None = None
-        finished, before = False, None
-        try:
-            try:
-                before = self._rng.compare_at(self._passes)
-                ids = LoaderIds(loader)
-                self._epoch_begins(loader)
-            except Exception as error:
-                self._fail(error)
-            source = iter(loader)  # what a loader raises is the user's, and goes through
-            if not self._off and self._rng.compare:
-                before = rng_state()
-            for batch in source:
-                if not self._off and ids is not None:
-                    try:
-                        rows = ids.seen.popleft() if ids.seen else ()
-                        if (
-                            self._look
-                            or self._draws
-                            or len(rows) != self._nominal
-                            or self.optimizer.param_groups[0]["lr"] is not self._lr0
-                        ):
-                            ids.release()
-                            self._drawn(batch, compact(rows), before)
-                            before = None
-                        else:
-                            self._draws = [(batch, self._fresh, compact(rows), self._nominal, None)]
-                    except Exception as error:
-                        self._fail(error)
-                yield batch
-                if not self._off and self._rng.compare:
-                    before = rng_state()
-            finished = True
-        finally:
-            if ids is not None:
-                ids.close()
-            if not self._off:
-                try:
-                    self._epoch_ends(finished)
-                except Exception as error:
-                    self._fail(error)
 
     def _epoch_begins(self, loader: Any) -> None:
         if self.loader is None:
@@ -456,7 +410,7 @@ class Recorder:
             self._hook_if_needed(step)
         kept, versions = keeper.hold(batch) if keeper is not None and len(draws) < MOST_MICRO else (None, None)
         if type(draws) is list:
-            draws.append((kept, versions, ids, n, rng_state() if self._rng.draws else None))
+            draws.append((kept, versions, ids, n, self._rng.note_more(before)))
             return
         if self._nominal < 0:
             self._set_nominal(n)
@@ -804,55 +758,6 @@ class Recorder:
         self._warned.add(text)
         with suppress(Warning):  # the user may turn warnings into errors; the training must go on all the same
             warnings.warn(text, RuntimeWarning, stacklevel=3)
-
-
-class _Batches:
-    """What `rec.batches(loader)` returns: the loader, with its length and its attributes."""
-
-    def __init__(self, recorder: Recorder, loader: Any) -> None:
-        self._recorder, self._loader = recorder, loader
-
-    def __iter__(self) -> Iterator[Any]:
-        return self._recorder._iterate(self._loader)
-
-    def __len__(self) -> int:
-        return len(self._loader)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loader, name)
-
-
-class _Evaluating:
-    def __init__(self, recorder: Recorder) -> None:
-        self._recorder = recorder
-
-    def __enter__(self) -> None:
-        recorder = self._recorder
-        if not recorder._off:
-            recorder._evaluating += 1
-            if recorder._between is not None:
-                try:
-                    recorder._between.enters()
-                except Exception as error:
-                    recorder._fail(error)
-            self._since = monotonic()
-
-    def __exit__(self, *exc: object) -> None:
-        recorder = self._recorder
-        if recorder._off or not recorder._evaluating:
-            return
-        recorder._evaluating -= 1
-        recorder._rng.evaluated()
-        recorder._look = True
-        seconds = monotonic() - self._since
-        data: dict[str, object] | None = {"seconds": round(seconds, 6)}
-        try:
-            if recorder._between is not None:
-                data = recorder._between.leaves(seconds, len(recorder._draws))
-            if data is not None:
-                recorder._writer.mark(recorder._step, "evaluation", data)
-        except Exception as error:
-            recorder._fail(error)
 
 
 def _with_closure(args: Any, kwargs: Any, closure: Any) -> tuple[Any, Any]:

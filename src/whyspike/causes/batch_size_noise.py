@@ -3,13 +3,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from whyspike import chance as luck
 from whyspike.cause import Cause, Draw, Observation, ScratchCure, suspect
 from whyspike.types import Cure, Event, Evidence, Suspicion
 
 if TYPE_CHECKING:
     from whyspike.seams import Intervention
 
-FAMILY_WISE = 0.05  # over all steps of a run: a batch is unusual below 1 / (20 T) (causes.md 2.2)
 LARGER = 16  # times the batch size: a chance excess shrinks to a sixteenth
 MOVED = 1.1  # the contract's line between a plotted number and a damaged network
 WOBBLE = 1.25  # healthy trainings rise by less than this on fixed samples (detect.STATE_LOW, with its source)
@@ -55,19 +55,19 @@ class BatchSizeNoise(Cause):
     title = "ordinary mini-batch noise"
 
     def signature(self, seen: Observation) -> Suspicion | None:
-        # Only single spikes: chance has no period, and the null is one-sided, so that it does not speak of dips.
-        spikes = [e for e in seen.events if e.kind == "spike"]
+        # Only single spikes and dips: chance has no period.
+        spikes = [e for e in seen.events if e.kind in ("spike", "dip")]
         tested = [e for e in spikes if e.id in seen.batch_null]
         if not tested:
             return None
-        line = FAMILY_WISE / max(1, len(seen.run))
+        line = luck.line(seen.run)
         still = [e for e in tested if not _moved(seen, e) and not _few_units(seen, e)]
         chance = [e for e in still if seen.batch_null[e.id] > line]
         shown = chance or tested
         unusual = min(shown, key=lambda e: seen.batch_null[e.id])
         evidence = [
             Evidence(
-                statement="chance that a batch of that size is as high, at the most unusual event",
+                statement="chance that a batch of that size is as far out, at the most unusual event",
                 observed=f"{seen.batch_null[unusual.id]:.2g} (x {unusual.reported or float('nan'):.3g} at step {unusual.step})",
                 expected=f"above {line:.2g}, one in twenty runs of {len(seen.run)} steps",
             )
@@ -82,11 +82,12 @@ class BatchSizeNoise(Cause):
             )
             return suspect(self, shown, evidence, outcome="refuted", reason=reason)
         # What is no higher than a batch that chance can draw, chance can draw as well.
-        highest = max(e.reported or 0.0 for e in chance)
+        highest = max((e.reported or 0.0 for e in chance if e.kind == "spike"), default=0.0)
         lower = [
             e
             for e in spikes
-            if e not in chance
+            if e.kind == "spike"
+            and e not in chance
             and not _moved(seen, e)
             and not _few_units(seen, e)
             and 0 < (e.reported or 0.0) <= highest
@@ -98,8 +99,8 @@ class BatchSizeNoise(Cause):
 
         tested = [e for e in seen.events if e.id in seen.batch_null]
         # Fewer events cannot reach p = .01 together (2**-6 = .016), and one alone says little: the other samples may
-        # be as hard. An episode of several high batches cannot be undone in one of them.
-        if len(tested) < LEAST_EVENTS or any(e.last_step > e.step for e in tested):
+        # be as hard. An episode of several high batches cannot be undone in one of them, and a dip is no excess.
+        if len(tested) < LEAST_EVENTS or any(e.last_step > e.step or e.kind == "dip" for e in tested):
             return []
         size = LARGER * (seen.run.batch_size or 1)
         return [
@@ -114,7 +115,9 @@ class BatchSizeNoise(Cause):
 
     def sentence(self, seen: Observation, events: Sequence[Event]) -> str:
         size = f" of {seen.run.batch_size} samples" if seen.run.batch_size else ""
-        return f"The spikes are ordinary chance: mini-batches{size} that drew hard samples."
+        kinds = {e.kind for e in events}
+        what, samples = ("dips", "easy") if kinds == {"dip"} else ("spikes", "hard")
+        return f"The {what} are ordinary chance: mini-batches{size} that drew {samples} samples."
 
     def cures(self, seen: Observation) -> Sequence[ScratchCure]:
         return [

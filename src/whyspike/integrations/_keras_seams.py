@@ -169,9 +169,9 @@ class KerasOptimizer(Optimizer):
         """The state: for every parameter its slots, and the counter of updates. All of them Keras' own tensors."""
         parameters = self.param_groups[0]["params"]
         count = len(parameters)
-        seen = {id(self.inner.iterations), id(getattr(self.inner, "_learning_rate", None))}
+        seen = {id(self.inner._iterations), id(getattr(self.inner, "_learning_rate", None))}
         for p in parameters:
-            self.state[p]["step"] = self.inner.iterations.value
+            self.state[p]["step"] = self.inner._iterations.value
         for name, value in vars(self.inner).items():
             if isinstance(value, list | tuple) and len(value) == count and name != "_trainable_variables":
                 for p, slot in zip(parameters, value, strict=True):
@@ -207,7 +207,7 @@ class KerasOptimizer(Optimizer):
 
     def _live(self, grads: Any, trainable_variables: Any = None) -> None:
         every = self.inner.gradient_accumulation_steps
-        if every and (int(self.inner.iterations.value) + 1) % every:
+        if every and (int(self.inner._iterations.value) + 1) % every:
             self._apply(grads, trainable_variables)  # no update yet
             return
         self._given = (grads, trainable_variables)
@@ -232,6 +232,10 @@ class KerasOptimizer(Optimizer):
             self._apply(grads, variables)
         else:
             scale = float(self.keras.scale_loss(torch.ones(())))
+            every = self.inner.gradient_accumulation_steps
+            if every:  # the micro-batches are one gradient already: it comes with the last of them
+                scale *= every
+                self.inner._iterations.assign_add(every - 1)
             grads = [v.value.grad for v in self.variables]
             if scale != 1.0:  # Keras divides by it
                 grads = [g if g is None else g * scale for g in grads]
@@ -241,16 +245,12 @@ class KerasOptimizer(Optimizer):
 
     @contextmanager
     def _with_hyper(self) -> Iterator[None]:
-        """Keras' hyperparameters are those of the group; micro-batches are already one gradient."""
+        """Inside, Keras' hyperparameters are those of the group."""
         inner, group = self.inner, self.param_groups[0]
         wanted = {name: group[torchs] for name, torchs in HYPER.items() if torchs in group}
         if "betas" in group:
             wanted |= {"beta_1": group["betas"][0], "beta_2": group["betas"][1]}
         wanted |= {name: group[name] for name in LIMITS if name in group}
-        every = inner.gradient_accumulation_steps
-        if every:
-            wanted["gradient_accumulation_steps"] = None
-            inner.iterations.assign_add(every - 1)
         kept = {k: getattr(inner, k) for k, v in wanted.items() if getattr(inner, k, v) != v}
         for name in kept:
             object.__setattr__(inner, name, wanted[name])
