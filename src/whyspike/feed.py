@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ import torch
 from whyspike import iterwatch
 from whyspike.frozen import rng_state
 from whyspike.loader_ids import LoaderIds, compact, length
+from whyspike.runfolder import HEADER
 
 if TYPE_CHECKING:
     from whyspike.record import Recorder
@@ -24,12 +26,14 @@ class Iterators:
     """The sample ids of the newest iterator that a DataLoader has made. A framework may make it before it trains.
 
     Args:
-        ignored: whether what is iterated over now is no training.
+        ignored: whether what iterates over a loader now is no training; called with the loader.
         known_as: the loader as the record and the replay know it, where a framework makes one that is hard to read.
     """
 
     def __init__(
-        self, ignored: Callable[[], bool] = lambda: False, known_as: Callable[[Any], Any] = lambda loader: loader
+        self,
+        ignored: Callable[[Any], bool] = lambda loader: False,
+        known_as: Callable[[Any], Any] = lambda loader: loader,
     ) -> None:
         self.ids: LoaderIds | None = None
         self.loader: Any = None  # which one made it
@@ -37,7 +41,7 @@ class Iterators:
         self._stop = iterwatch.listen(self._made)
 
     def _made(self, loader: Any) -> LoaderIds | None:
-        if self._ignored():
+        if self._ignored(loader):
             return None
         self.ids, self.loader = LoaderIds(loader), self._known_as(loader)
         return self.ids
@@ -87,6 +91,7 @@ class Feed:
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps, so that the record of a resumed training goes on in the same folder."""
         recorder = self.recorder
+        recorder.flush()  # the folder is made when the first steps are written
         if not recorder.recording or recorder.path is None:
             return {}
         epoch, begun = recorder._context[:2]
@@ -161,7 +166,7 @@ class Feed:
         recorder = self.recorder
         if not recorder.recording or not losses:
             return
-        recorder.step(losses[0] if len(losses) == 1 else _mean(losses))
+        recorder.step(mean_loss(losses))
         if recorder.recording and recorder._rng.compare:
             self._before = rng_state()
         if self._left is not None and self._left <= 0:
@@ -207,7 +212,22 @@ class Feed:
         self.recorder._close(reason)
 
 
-def _mean(losses: list[Any]) -> Any:
+def going_on(options: Mapping[str, Any], state: Mapping[str, Any] | None) -> tuple[dict[str, Any], dict[str, int]]:
+    """The options of `watch` and the place in the epoch, for a new record or for one that goes on.
+
+    Args:
+        state: `Feed.state` out of a checkpoint; None or empty for a new record.
+    """
+    if not state or not (Path(state["path"]) / HEADER).is_file():
+        return dict(options), {}
+    going = {**options, "path": state["path"], "resume": int(state["step"])}
+    return going, {"epoch": int(state["epoch"]), "index": int(state["index"])}
+
+
+def mean_loss(losses: list[Any]) -> Any:
+    """The mean of micro-losses, as a replay takes it; one alone is itself."""
+    if len(losses) == 1:
+        return losses[0]
     if all(isinstance(v, torch.Tensor) for v in losses):
         return torch.stack([v.reshape(()) for v in losses]).mean()
     return sum(float(v) for v in losses) / len(losses)

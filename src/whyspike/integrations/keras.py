@@ -94,7 +94,7 @@ class SpikeRecorder(keras.callbacks.Callback):
             self._inside = inside = _Inside(model, self._loss_fn)
             self._feed = feed = Feed(
                 watch(inside.network, inside.optimizer, loss_fn=inside.loss_fn, **{**self._options, "name": name}),
-                Iterators(lambda: feed.evaluating, readable),
+                Iterators(lambda loader: feed.evaluating, readable),
             )
             feed.recorder.facts |= {"model": type(model).__name__, "layers": _layers(model)}
             inside.attach(feed)
@@ -103,7 +103,7 @@ class SpikeRecorder(keras.callbacks.Callback):
             with warnings.catch_warnings():  # what watch() says of a model that it cannot look into is said above
                 warnings.simplefilter("ignore")
                 recorder = watch(model, model.optimizer, **{**self._options, "name": name})
-            self._feed = Feed(recorder, Iterators(lambda: True))
+            self._feed = Feed(recorder, Iterators(lambda loader: True))
         self.recorder = self._feed.recorder
         self.recorder.facts["framework"] = f"keras {keras.__version__} on {keras.backend.backend()}"
         atexit.register(self._close, "exit")
