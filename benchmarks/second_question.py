@@ -1,4 +1,4 @@
-"""The second question, measured: `python benchmarks/second_question.py`.
+"""The second question, measured: `python benchmarks/second_question.py` (half an hour; a stopped run goes on).
 
 "Why does Adam spike where SGD is smooth?" The training of the question (14-100-40-4, batches of 32) in its
 configurations: how often the network itself spikes, how often only the plotted mini-batch loss does, what each change
@@ -12,18 +12,16 @@ those that the causes were written on (0 to 19). Writes docs/benchmarks/second_q
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from _kept import kept
 
-from whyspike import sharpness
+from whyspike import pipeline, sharpness
 from whyspike.case import PLAIN, find_case
 from whyspike.cases._tabular import Table, training
 from whyspike.everychange import every_change
@@ -31,7 +29,7 @@ from whyspike.experiment import Experiment
 from whyspike.interventions import ClipGradNorm, ScaleLr
 from whyspike.observe import observe
 from whyspike.optimizer_interventions import SetHyperparameters
-from whyspike.profile import BEFORE, DECIDES, Profile, Trials
+from whyspike.profile import BEFORE, DECIDES, Trials
 from whyspike.readers import read
 from whyspike.record import watch
 from whyspike.replay import Subject
@@ -44,6 +42,8 @@ OUT = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "second_ques
 STATE, MEDIAN = 1.5, 64  # a spike of the network: the full loss above 1.5 times its median over 64 steps
 PLOTTED = 3.0  # a spike that is seen: a mini-batch loss above 3 times its median
 APART = 30  # steps; nearer ones are one spike
+ENOUGH, MOST_SEEDS = 30, 12  # spikes of each kind to name a batch, a sample or nothing for; seeds at most
+NAME = "second_question"
 
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "SGD .01": {"optimizer": "sgd", "lr": 0.01},
@@ -70,25 +70,17 @@ REPLAYED = (
     "Adam 1e-2, regression",
     "Adam 1e-2, regression, full batch",
 )
+LAST, FULL = "Adam 1e-2, last batch of 1", "Adam 1e-2, regression, full batch"
+CALM = "Adam 3e-4, regression, full batch"
+OUTLIERS = "SGD .03, regression, 2 misplaced decimal points of 7,936"
 SCRATCH = ("Adam 1e-2, last batch of 1", "Adam 1e-2, no label noise", "Adam 1e-2, regression, full batch")
-
-
-def say(words: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {words}", file=sys.stderr, flush=True)
 
 
 # --------------------------------------------------------------------------- the runs
 
 
-@dataclass
-class Trained:
+def run(made: Training) -> tuple[np.ndarray, np.ndarray]:
     """One run: the mini-batch loss before every step, and the loss of all samples after it."""
-
-    plotted: np.ndarray
-    state: np.ndarray
-
-
-def run(made: Training) -> Trained:
     dataset = made.loader.dataset  # type: ignore[attr-defined]
     assert isinstance(dataset, Table)
     plotted, state = [], []
@@ -100,7 +92,7 @@ def run(made: Training) -> Trained:
         plotted.append(float(loss.detach()))
         with torch.no_grad():
             state.append(float(made.loss_fn(made.model, (dataset.x, dataset.y))))
-    return Trained(np.array(plotted), np.array(state))
+    return np.array(plotted), np.array(state)
 
 
 def over_median(values: np.ndarray) -> np.ndarray:
@@ -122,31 +114,34 @@ def episodes(factors: np.ndarray, line: float) -> list[tuple[int, float]]:
     return found
 
 
-def runs_table(seeds: Sequence[int]) -> list[str]:
+def counted(name: str, seed: int) -> dict[str, Any]:
+    plotted, losses = run(training(seed, **CONFIGURATIONS[name]))
+    state = over_median(losses)
+    found = episodes(state, STATE)
+    seen = np.flatnonzero(over_median(plotted) > PLOTTED)
+    return {
+        "spikes": [step for step, _ in found],
+        "highest": max((height for _, height in found), default=None),
+        "plotted": len(seen),
+        "moved": sum(bool((state[s : s + 5] > 1.1).any()) for s in seen),
+        "final": float(np.median(losses[-64:])),
+        "rough": float(np.abs(np.diff(np.log(losses))).mean()),
+    }
+
+
+def runs_table(counts: dict[str, list[dict[str, Any]]]) -> list[str]:
     rows = [
         "| run | spikes of the network | highest | steps with a mini-batch loss above 3 x its median | of them with the "
         "network up by 10 % within 5 steps | final loss | rough |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, how in CONFIGURATIONS.items():
-        counts, highest, plotted, moved, final, rough = [], [], [], [], [], []
-        for seed in seeds:
-            say(f"{name}, seed {seed}")
-            made = run(training(seed, **how))
-            state = over_median(made.state)
-            found = episodes(state, STATE)
-            counts.append(len(found))
-            highest.append(max((h for _, h in found), default=float("nan")))
-            seen = np.flatnonzero(over_median(made.plotted) > PLOTTED)
-            plotted.append(len(seen))
-            moved.append(sum(bool((state[s : s + 5] > 1.1).any()) for s in seen))
-            final.append(float(np.median(made.state[-64:])))
-            rough.append(float(np.abs(np.diff(np.log(made.state))).mean()))
-        top = np.nanmax(highest) if np.isfinite(highest).any() else None
-        share = f"{sum(moved)} of {sum(plotted)}" if sum(plotted) else "–"
+    for name, made in counts.items():
+        top = max((m["highest"] for m in made if m["highest"]), default=None)
+        plotted, moved = sum(m["plotted"] for m in made), sum(m["moved"] for m in made)
         rows.append(
-            f"| {name} | {', '.join(map(str, counts))} | {f'{top:.3g}' if top else '–'} | "
-            f"{', '.join(map(str, plotted))} | {share} | {np.median(final):.2g} | {np.median(rough):.4f} |"
+            f"| {name} | {', '.join(str(len(m['spikes'])) for m in made)} | {f'{top:.3g}' if top else '–'} | "
+            f"{', '.join(str(m['plotted']) for m in made)} | {f'{moved} of {plotted}' if plotted else '–'} | "
+            f"{np.median([m['final'] for m in made]):.2g} | {np.median([m['rough'] for m in made]):.4f} |"
         )
     return rows
 
@@ -154,155 +149,215 @@ def runs_table(seeds: Sequence[int]) -> list[str]:
 # --------------------------------------------------------------------------- the replays
 
 
-@dataclass
-class Replays:
-    """The profiles of one configuration's spikes, and what each change removed of each."""
-
-    profiles: list[Profile] = field(default_factory=list)
-    removed: dict[str, list[float]] = field(default_factory=dict)
-    right_batch: list[bool] = field(default_factory=list)  # the named batch is the one whose absence removes most
-    small: list[bool] = field(default_factory=list)  # the named batch is a smaller one
-    right_sample: list[bool] = field(default_factory=list)
-    blamed: int = 0  # full-batch spikes with a batch or a sample
-    bitwise: list[bool] = field(default_factory=list)
-    quiet: list[float] = field(default_factory=list)  # sharpness over the limit at snapshots
-
-
-def replay(build: Callable[[int], Training], seeds: Sequence[int], *, full: bool) -> Replays:
-    found = Replays()
-    for seed in seeds:
-        made = build(seed)
-        odd = set(made.loader.dataset.odd)  # type: ignore[attr-defined]
-        with tempfile.TemporaryDirectory() as folder:
-            recorder = watch(made.model, made.optimizer, loss_fn=made.loss_fn, path=Path(folder) / "run", closely=True)
-            with recorder as rec:
-                train_recorded(made, rec)
-            record = read(Path(folder) / "run")
-            subject = Subject.of(recorder, record)
-            assert subject is not None
-            experiment = Experiment(subject, observe(record, subject))
-            with subject.kept():
-                experiment.measure_states()
-                seen = experiment.profile()
-                say(f"  seed {seed}: {len(seen.profiles)} spikes replayed")
-                for p in seen.profiles.values():
-                    found.profiles.append(p)
-                    event = seen.event(p.event)
-                    trials = Trials(experiment, experiment.pairs((event.id,))[0])
-                    found.bitwise.append(experiment.replay(trials.pair, BASELINE).reproduced)
-                    if full:
-                        arms: list[Intervention] = [
-                            *every_change(seen, subject),
-                            ScaleLr(0.9, "learning rate x 0.9", "always"),
-                        ]
-                        for arm in arms:
-                            words = "eps = the median of sqrt(v)" if arm.words.startswith("eps") else arm.words
-                            found.removed.setdefault(words, []).append(trials.removed(arm))
-                    if p.same_batch:
-                        found.blamed += p.batch_step is not None or p.sample is not None or bool(event.sample_ids)
-                        continue
-                    skipped = {w: s for w, s in p.shares if w.endswith("skipped")}
-                    if skipped and max(skipped.values()) >= DECIDES:
-                        named = p.batch_step is not None and (p.batch_share or 0.0) == max(skipped.values())
-                        found.right_batch.append(named)
-                        row = int(np.searchsorted(record.step, p.batch_step or 0))
-                        assert record.n_samples is not None
-                        found.small.append(bool(record.n_samples[row] < (record.batch_size or 0)))
-                        if odd and record.sample_ids is not None:
-                            carries = odd & {int(i) for i in record.sample_ids[row]}
-                            if carries:
-                                found.right_sample.append(p.sample_known and p.sample in carries)
-                for path in record.capsules:
-                    state = subject.capsule(path)
-                    if any(p.same_batch for p in seen.profiles.values()) and state.steps and state.steps[0].batches:
-                        near = min(abs(state.step - p.onset) for p in seen.profiles.values())
-                        if near > 2 * BEFORE:
-                            subject.at(subject.window(state.steps[0].step), state.step)
-                            ratio = sharpness.measure(
-                                subject.model, subject.optimizer, subject.loss_fn, state.steps[0].batches[0]
-                            ).ratio
-                            found.quiet.append(ratio)
-    return found
+def replay(made: Training, *, full: bool) -> dict[str, Any]:
+    """The spikes of one training, with what each change removes of them, and what was named."""
+    odd = set(made.loader.dataset.odd)  # type: ignore[attr-defined]
+    found: list[dict[str, Any]] = []
+    quiet: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        recorder = watch(made.model, made.optimizer, loss_fn=made.loss_fn, path=Path(folder) / "run", closely=True)
+        with recorder as rec:
+            train_recorded(made, rec)
+        record = read(Path(folder) / "run")
+        subject = Subject.of(recorder, record)
+        assert subject is not None
+        assert record.n_samples is not None
+        assert record.sample_ids is not None
+        experiment = Experiment(subject, observe(record, subject))
+        with recorder.paused(), subject.kept():
+            experiment.measure_states()
+            seen = experiment.profile()
+            for p in seen.profiles.values():
+                event = seen.event(p.event)
+                trials = Trials(experiment, experiment.pairs((event.id,))[0])
+                arms: list[Intervention] = []
+                if full:
+                    arms = [*every_change(seen, subject), ScaleLr(0.9, "learning rate x 0.9", "always")]
+                words = ["eps = the median of sqrt(v)" if a.words.startswith("eps") else a.words for a in arms]
+                skipped = {w: s for w, s in p.shares if w.endswith("skipped")}
+                row = int(np.searchsorted(record.step, p.batch_step or 0))
+                found.append(
+                    {
+                        "kind": p.kind,
+                        "same_batch": p.same_batch,
+                        "bitwise": experiment.replay(trials.pair, BASELINE).reproduced,
+                        "removed": {w: trials.removed(a) for w, a in zip(words, arms, strict=True)},
+                        "best": p.batch_share,
+                        "next": p.next_share,
+                        "elsewhere": p.elsewhere,
+                        "others": list(p.others),
+                        "sharpness": list(p.sharpness[-2:]),
+                        # What the user is told: the event begins with the batch, and its sample is named.
+                        "by_one_batch": bool(skipped) and max(skipped.values()) >= DECIDES,
+                        "batch_named": p.kind in ("one batch", "one sample") and event.step == p.batch_step,
+                        "small": bool(record.n_samples[row] < (record.batch_size or 0)),
+                        "odd": bool(p.batch_step is not None and odd & {int(i) for i in record.sample_ids[row]}),
+                        "odd_named": p.kind == "one sample"
+                        and event.sample_ids == (str(p.sample),)
+                        and p.sample in odd,
+                        "blamed": p.batch_step is not None or p.sample is not None or bool(event.sample_ids),
+                    }
+                )
+            onsets = [p.onset for p in seen.profiles.values() if p.same_batch]
+            for path in record.capsules if onsets else ():
+                state = subject.capsule(path)
+                if state.steps and state.steps[0].batches and min(abs(state.step - o) for o in onsets) > 2 * BEFORE:
+                    subject.at(subject.window(state.steps[0].step), state.step)
+                    batch = state.steps[0].batches[0]
+                    quiet.append(sharpness.measure(subject.model, subject.optimizer, subject.loss_fn, batch).ratio)
+    return {"spikes": found, "quiet": quiet}
 
 
-def kinds(found: Replays) -> str:
+def replayed(name: str, build: Callable[[int], Training], wanted: str, *, full: bool, least: int) -> dict[str, Any]:
+    """The spikes of held-out seeds, until there are `ENOUGH` of the kind that is wanted."""
+    spikes, quiet, seeds = [], [], 0
+    while seeds < least or (seeds < MOST_SEEDS and wanted and sum(bool(s[wanted]) for s in spikes) < ENOUGH):
+        seed = 100 + seeds
+        made = kept(NAME, f"replays: {name}, seed {seed}, full={full}", lambda: replay(build(seed), full=full))  # noqa: B023
+        spikes, quiet, seeds = spikes + made["spikes"], quiet + made["quiet"], seeds + 1
+    return {"spikes": spikes, "quiet": quiet, "seeds": seeds}
+
+
+def kinds(spikes: Sequence[dict[str, Any]]) -> str:
     names = ("one sample", "one batch", "large steps", "instability", "undecided")
-    counted = [(n, sum(p.kind == n for p in found.profiles)) for n in names]
-    return ", ".join(f"{n}: {k}" for n, k in counted if k) or "none"
+    numbers = [(n, sum(s["kind"] == n for s in spikes)) for n in names]
+    return ", ".join(f"{n}: {k}" for n, k in numbers if k) or "none"
 
 
-def replay_table(replayed: dict[str, Replays]) -> list[str]:
-    words = list(dict.fromkeys(w for r in replayed.values() for w in r.removed))
-    rows = [f"| change | {' | '.join(replayed)} |", f"|---{'|---' * len(replayed)}|"]
-    best = [[p.batch_share for p in r.profiles if p.batch_share is not None] for r in replayed.values()]
-    rows.append(
-        "| the best single batch of the 15 around the onset skipped | "
-        + " | ".join(f"{np.median(b):.2f}" if b else "none" for b in best)
-        + " |"
-    )
+def median(values: Sequence[float | None], form: str = ".2f") -> str:
+    known = [v for v in values if v is not None]
+    return format(float(np.median(known)), form) if known else "–"
+
+
+def replay_table(found: dict[str, dict[str, Any]]) -> list[str]:
+    columns = [f["spikes"] for f in found.values()]
+    words = list(dict.fromkeys(w for spikes in columns for s in spikes for w in s["removed"]))
+    rows = [f"| change | {' | '.join(found)} |", f"|---{'|---' * len(found)}|"]
+
+    def row(what: str, cells: Sequence[object]) -> None:
+        rows.append(f"| {what} | {' | '.join(map(str, cells))} |")
+
+    row("the best single batch of the 15 around the onset skipped", [median([s["best"] for s in c]) for c in columns])
+    row("the next best one", [median([s["next"] for s in c]) for c in columns])
     for w in words:
-        cells = [f"{np.median(r.removed[w]):.2f}" if r.removed.get(w) else "–" for r in replayed.values()]
-        rows.append(f"| {w} | {' | '.join(cells)} |")
-    rows.append(f"| **spikes replayed** | {' | '.join(str(len(r.profiles)) for r in replayed.values())} |")
-    rows.append(
-        f"| unchanged replays that are bitwise the record | {' | '.join(str(sum(r.bitwise)) for r in replayed.values())} |"
+        row(w, [median([s["removed"].get(w) for s in c]) for c in columns])
+    row("**kinds**", [kinds(c) for c in columns])
+    row("of the spike, made by its batch from an earlier state", [median([s["elsewhere"] for s in c]) for c in columns])
+    row(
+        "of the spike, made by other batches from this state (median draw)",
+        [median([1 - float(np.median(s["others"])) for s in c if s["others"]]) for c in columns],
     )
-    rows.append(f"| **kinds** | {' | '.join(map(kinds, replayed.values()))} |")
+    row("**spikes replayed**", [f"{len(f['spikes'])} of {f['seeds']} seeds" for f in found.values()])
+    row("unchanged replays that are bitwise the record", [sum(s["bitwise"] for s in c) for c in columns])
     return rows
 
 
-def naming_lines(replayed: dict[str, Replays], outliers: Replays) -> list[str]:
-    last = replayed["Adam 1e-2, last batch of 1"]
-    full = replayed["Adam 1e-2, regression, full batch"]
+def naming_lines(found: dict[str, dict[str, Any]]) -> list[str]:
     lines = []
-    for name, found in (*replayed.items(), ("SGD .03, regression, 2 misplaced decimal points of 7,936", outliers)):
-        if found.right_batch:
+    decided = named = 0
+    for name, made in found.items():
+        by_one = [s for s in made["spikes"] if s["by_one_batch"]]
+        decided, named = decided + len(by_one), named + sum(s["batch_named"] for s in by_one)
+        if by_one:
             lines.append(
-                f"- {name}: skipping one batch removed 80 % or more of {len(found.right_batch)} of {len(found.profiles)} "
-                f"spikes; that batch was named in {sum(found.right_batch)}."
+                f"- {name}: skipping one batch removed 80 % or more of {len(by_one)} of {len(made['spikes'])} spikes; that "
+                f"batch was named in {sum(s['batch_named'] for s in by_one)}."
             )
-    lines += [
-        f"- In the run with a last batch of 1, the named batch was that one in {sum(last.small)} of {len(last.small)}.",
-        f"- Of the spikes whose batch holds an outlier, its dataset index was named in {sum(outliers.right_sample)} of "
-        f"{len(outliers.right_sample)}.",
-        f"- Of {len(full.profiles)} full-batch spikes, {full.blamed} blamed a batch or a sample.",
+    last = [s for s in found[LAST]["spikes"] if s["batch_named"]]
+    odd = [s for s in found[OUTLIERS]["spikes"] if s["odd"]]
+    full = found[FULL]["spikes"]
+    return [
+        *lines,
+        f"- Together: {named} of {decided} ({named / max(1, decided):.0%}; asked: 90 %). The others have a second batch that "
+        "removes at least half of the spike, so that neither is called *the* batch.",
+        f"- In the run with a last batch of 1, the named batch was that one in {sum(s['small'] for s in last)} of {len(last)}.",
+        f"- Of the spikes whose batch holds an outlier, its dataset index was named in {sum(s['odd_named'] for s in odd)} of "
+        f"{len(odd)} (asked: 90 %).",
+        f"- Of {len(full)} full-batch spikes, {sum(s['blamed'] for s in full)} blamed a batch or a sample (asked: none).",
     ]
-    return lines
 
 
-def sharpness_lines(found: Replays) -> list[str]:
-    before = np.array([r for p in found.profiles for r in p.sharpness[-2:]])
+def sharpness_lines(found: dict[str, Any]) -> list[str]:
+    before = np.array([r for s in found["spikes"] for r in s["sharpness"]])
     inside = float(np.mean((before >= 0.85) & (before <= 1.1)))
-    quiet = np.array(found.quiet)
     low, high = np.quantile(before, [0.05, 0.95])
     lines = [
-        f"Sharpness of the loss in Adam's metric, times lr / 38, in the 4 steps before {len(found.profiles)} onsets: median "
-        f"{np.median(before):.3f}, 5 to 95 % {low:.3f} to {high:.3f}; {inside:.0%} between .85 and 1.1.",
+        f"Sharpness of the loss in Adam's metric, times lr / 38, in the 4 steps before {len(found['spikes'])} onsets: median "
+        f"{np.median(before):.3f}, 5 to 95 % {low:.3f} to {high:.3f}; {inside:.0%} between .85 and 1.1 (asked).",
     ]
-    if len(quiet):
+    if found["quiet"]:
+        quiet = np.array(found["quiet"])
         lines.append(f"At {len(quiet)} snapshots far from a spike: median {np.median(quiet):.3f}.")
     return lines
+
+
+# --------------------------------------------------------------------------- the answers
+
+
+def diagnosed(name: str, seed: int, *, cures: bool) -> dict[str, Any]:
+    """What `whyspike prove` says of a configuration."""
+    with tempfile.TemporaryDirectory() as folder:
+
+        def build(seed: int = seed) -> Training:
+            return training(seed, **CONFIGURATIONS[name])
+
+        made = pipeline.prove(build, seed=seed, path=Path(folder) / "run", verify_cures=cures)
+    first = next((v for v in made.verdicts if v.cause == made.answer.cause), None)
+    return {
+        "status": made.answer.status,
+        "cause": made.answer.cause,
+        "outcome": first.outcome if first else None,
+        "sentence": made.answer.sentence,
+        "events": len(made.events),
+        "arms": [[a.words, a.share_removed] for a in first.arms if a.arm == "intervention"] if first else [],
+        "cures": [[c.words, c.verified, dict(c.numbers or {})] for c in first.cures] if first else [],
+    }
+
+
+def answer_lines(name: str, made: Sequence[dict[str, Any]]) -> list[str]:
+    said = [f"{m['outcome']}[{m['cause']}]" if m["cause"] else m["status"] for m in made]
+    return [f"- {name}: {', '.join(said)} ({', '.join(str(m['events']) for m in made)} events). {made[0]['sentence']}"]
+
+
+def setting_lines(made: dict[str, Any]) -> list[str]:
+    """The two lines that the report has on one change: what it does to this spike, and to a training."""
+    replays = [f"{w}: removes {s:.0%} of these spikes" for w, s in made["arms"] if "beta2" in w and s is not None]
+    scratch = [
+        f"{w}: events {n['events_before']:g} -> {n['events_after']:g} in {n['seeds']:g} trainings from scratch; "
+        f"{'a cure' if v else 'no cure'}"
+        for w, v, n in made["cures"]
+        if n
+    ]
+    return [f"- {line}." for line in (*replays, *scratch)]
 
 
 # --------------------------------------------------------------------------- from scratch
 
 
+ARMS: dict[str, Callable[[], Intervention]] = {
+    "as it was": lambda: BASELINE,
+    "learning rate / 3": lambda: ScaleLr(1 / 3, "learning rate / 3", "always"),
+    "beta2 = .99": lambda: SetHyperparameters({"betas": (0.9, 0.99)}, "beta2 = .99"),
+    "beta2 = .9": lambda: SetHyperparameters({"betas": (0.9, 0.9)}, "beta2 = .9"),
+    "gradient clipped to .05": lambda: ClipGradNorm(0.05, "clipped", "always"),
+}
+
+
 def scratch_table(seeds: Sequence[int]) -> list[str]:
-    arms: dict[str, Callable[[], Intervention]] = {
-        "as it was": lambda: BASELINE,
-        "learning rate / 3": lambda: ScaleLr(1 / 3, "learning rate / 3", "always"),
-        "beta2 = .99": lambda: SetHyperparameters({"betas": (0.9, 0.99)}, "beta2 = .99"),
-        "beta2 = .9": lambda: SetHyperparameters({"betas": (0.9, 0.9)}, "beta2 = .9"),
-        "gradient clipped to .05": lambda: ClipGradNorm(0.05, "clipped", "always"),
-    }
-    rows = [f"| run | {' | '.join(arms)} |", f"|---{'|---' * len(arms)}|"]
+    rows = [f"| run | {' | '.join(ARMS)} |", f"|---{'|---' * len(ARMS)}|"]
     for name in SCRATCH:
         how = {**CONFIGURATIONS[name], "steps": 3000 if CONFIGURATIONS[name].get("batch_size", 32) else 1200}
         cells = []
-        for words, make in arms.items():
-            say(f"{name}, {words}")
-            counts = [spikes(train(lambda seed, h=how: training(seed, **h), make(), seed=seed)) for seed in seeds]
-            cells.append(", ".join(map(str, counts)))
+        for words, make in ARMS.items():
+            found = [
+                kept(
+                    NAME,
+                    f"from scratch: {name}, {words}, seed {seed}",
+                    lambda: spikes(train(lambda seed: training(seed, **how), make(), seed=seed)),  # noqa: B023
+                )
+                for seed in seeds
+            ]
+            cells.append(", ".join(map(str, found)))
         rows.append(f"| {name} | {' | '.join(cells)} |")
     return rows
 
@@ -312,19 +367,35 @@ def scratch_table(seeds: Sequence[int]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--seeds", type=int, default=2, help="of the runs and of the trainings from scratch")
-    parser.add_argument("--replayed", type=int, default=3, help="seeds whose spikes are replayed")
+    parser.add_argument("--seeds", type=int, default=2, help="of the runs, the answers and the trainings from scratch")
+    parser.add_argument("--replayed", type=int, default=3, help="seeds whose spikes are replayed, at least")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    seeds, held_out = range(100, 100 + chosen.seeds), range(100, 100 + chosen.replayed)
-    table = runs_table(seeds)
-    replayed = {}
-    for name in REPLAYED:
-        say(f"replaying: {name}")
-        replayed[name] = replay(lambda seed, h=CONFIGURATIONS[name]: training(seed, **h), held_out, full=True)
-    say("replaying: outliers")
-    sick = find_case("outlier-sample").sick
-    outliers = replay(lambda seed: sick(seed, vary=PLAIN), held_out, full=False)  # type: ignore[arg-type, return-value]
+    seeds = range(100, 100 + chosen.seeds)
+    counts = {
+        name: [kept(NAME, f"run: {name}, seed {seed}", lambda: counted(name, seed)) for seed in seeds]  # noqa: B023
+        for name in CONFIGURATIONS
+    }
+    answers = {
+        name: [
+            kept(NAME, f"answer: {name}, seed {seed}", lambda: diagnosed(name, seed, cures=name == LAST))  # noqa: B023
+            for seed in seeds
+        ]
+        for name in (FULL, CALM, LAST)
+    }
+    sick: Any = find_case("outlier-sample").sick
+    wanted = {LAST: "by_one_batch", FULL: "same_batch"}
+    found = {
+        name: replayed(
+            name,
+            lambda seed: training(seed, **CONFIGURATIONS[name]),  # noqa: B023
+            wanted.get(name, ""),
+            full=True,
+            least=chosen.replayed,
+        )
+        for name in REPLAYED
+    }
+    outliers = replayed(OUTLIERS, lambda seed: sick(seed, PLAIN), "odd", full=False, least=chosen.replayed)
     scratch = scratch_table(seeds)
     lines = [
         "# The second question, measured",
@@ -338,23 +409,27 @@ def main() -> None:
         f"4,000 steps each, seeds {', '.join(map(str, seeds))}. A spike of the network: the loss of all samples above 1.5 "
         "times its median over 64 steps. *Rough* is the mean of |d log loss of all samples| per step.",
         "",
-        *table,
+        *runs_table(counts),
+        "",
+        "## What whyspike says of them",
+        "",
+        *(line for name, made in answers.items() for line in answer_lines(name, made)),
         "",
         "## What each change of the steps before a spike removes",
         "",
-        f"Seeds {', '.join(map(str, held_out))}. Each spike is replayed from 12 steps before its onset to 20 after, with one "
-        "thing changed. Median over the spikes of the share of their area (log loss times steps, on 256 fixed samples) that "
-        "is gone; negative where the spike grows.",
+        "Seeds from 100 on. Each spike is replayed from 12 steps before its onset to 20 after, with one thing changed. Median "
+        "over the spikes of the share of their area (log loss times steps, on 256 fixed samples) that is gone; negative "
+        "where the spike grows. Where one batch decides, other batches are not tried.",
         "",
-        *replay_table(replayed),
+        *replay_table(found),
         "",
         "## Which batch, which sample",
         "",
-        *naming_lines(replayed, outliers),
+        *naming_lines({**found, OUTLIERS: outliers}),
         "",
         "## Full batches: the edge of stability",
         "",
-        *sharpness_lines(replayed["Adam 1e-2, regression, full batch"]),
+        *sharpness_lines(found[FULL]),
         "",
         "## This spike and a better setting are two questions",
         "",
@@ -362,6 +437,10 @@ def main() -> None:
         "full batch 1,200.",
         "",
         *scratch,
+        "",
+        f"What the report says of it ({LAST}, seed {seeds[0]}):",
+        "",
+        *setting_lines(answers[LAST][0]),
         "",
         *MEANS,
     ]

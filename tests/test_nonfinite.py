@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from whyspike.nonfinite import locate, sample_of
+from whyspike.firstbad import sample_of
+from whyspike.nonfinite import locate
+from whyspike.record import watch
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -166,3 +170,66 @@ def test_a_sequence_of_operations_inside_one_module_is_told_apart() -> None:
     found = locate(model, cross_entropy, data())
     assert found is not None
     assert (found.module, found.kind, found.operation) == ("1", "Norm", "div")
+
+
+def test_what_is_written_in_place_is_looked_at_before() -> None:
+    found = locate(network(lambda x: x.clone().div_((0 * x).norm(dim=1, keepdim=True)), 1), cross_entropy, data())
+    assert found is not None
+    assert (found.module, found.operation) == ("1", "div")
+
+
+def test_a_function_of_the_users_own_is_known_by_its_name() -> None:
+    class Broken(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+            return grad / 0 * 0
+
+    found = locate(network(Broken.apply, 3), cross_entropy, data())  # type: ignore[arg-type]
+    assert found is not None
+    assert (found.place, found.module, found.operation) == ("backward", "3", "Broken")
+
+
+def test_inside_a_checkpoint_nothing_is_saved_by_the_one_who_looks() -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    def fault(x: torch.Tensor) -> torch.Tensor:
+        return x + checkpoint(lambda z: (0 * z).sqrt(), x, use_reentrant=False)  # type: ignore[operator]
+
+    found = locate(network(fault, 3), cross_entropy, data())
+    assert found is not None
+    assert (found.place, found.module, found.operation) == ("backward", "3", "sqrt")
+
+
+@pytest.mark.parametrize("at", [0, 5])
+def test_the_first_steps_of_short_epochs_are_replayed_from_the_start(at: int, tmp_path: Path) -> None:
+    class Late(Faulty):
+        clock: torch.Tensor
+
+        def __init__(self) -> None:
+            super().__init__(lambda x: x + (0 * x).sqrt())
+            self.register_buffer("clock", torch.tensor(0))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            now = int(self.clock)
+            self.clock += self.training
+            return self.fault(x) if now == at and self.training else x
+
+    model = network(lambda x: x, 2)
+    model[2] = Late()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    g = torch.Generator().manual_seed(3)
+    loader = DataLoader(TensorDataset(*data(72)), batch_size=8, shuffle=True, generator=g)
+    with watch(model, optimizer, loss_fn=cross_entropy, path=tmp_path / "run") as rec:
+        for _ in range(4):
+            for batch in rec.batches(loader):
+                optimizer.zero_grad()
+                loss = cross_entropy(model, batch)
+                loss.backward()
+                optimizer.step()
+                rec.step(loss)
+    said = rec.diagnose(prove=True).answer.sentence
+    assert f"inf at step {at}, made by sqrt in module 2 (Late), backward pass" in said

@@ -268,7 +268,8 @@ def test_full_precision_is_what_the_step_is_without_autocast(size: float, dtype:
 
 
 def test_an_overflow_is_told_from_a_logarithm() -> None:
-    from whyspike.nonfinite import Located, Origin
+    from whyspike.firstbad import Located
+    from whyspike.nonfinite import Origin
     from whyspike.numerics import Numerics
     from whyspike.types import Event
 

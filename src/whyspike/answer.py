@@ -7,6 +7,7 @@ from math import exp, isfinite
 
 import numpy as np
 
+from whyspike import beside
 from whyspike.cause import Observation, catalogue, is_on_last_batch
 from whyspike.form import factor, percent
 from whyspike.logsigns import of_log
@@ -146,7 +147,11 @@ def _unexplained(seen: Observation, open_: Sequence[Event], verdicts: Sequence[V
     hint = f" Not decided: {', '.join(tried)}." if tried else ""
     if len(open_) == 1 and (pattern := _pattern(seen, open_[0])):
         return f"{pattern} is not explained (first at step {open_[0].step}{height}).{hint}"
-    return f"{_count(len(open_), 'event')} not explained (first at step {open_[0].step}{height}).{hint}"
+    known = beside.sentence(seen, open_)
+    if known.startswith("The first value"):
+        return f"{known}{hint}"
+    said = f"{_count(len(open_), 'event')} not explained (first at step {open_[0].step}{height})."
+    return f"{said}{f' {known}' if known else ''}{hint}"
 
 
 def _pattern(seen: Observation, event: Event) -> str:

@@ -61,6 +61,11 @@ class Capsule:
     reasons: tuple[str, ...] = ()  # why it was kept: "event 17", "epoch end", "start", …
     steps: tuple[StepRecord, ...] = ()
 
+    @property
+    def finite(self) -> bool:
+        """Whether every parameter is finite."""
+        return all(bool(torch.isfinite(t).all()) for name, t in self.tensors.items() if name.startswith("param."))
+
 
 def capture(
     model: nn.Module, optimizer: Optimizer, scheduler: Any = None, scaler: Any = None, *, step: int = 0

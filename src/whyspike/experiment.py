@@ -146,7 +146,7 @@ class Experiment:
 
     def _locate(self, progress: Progress | None = None) -> None:
         """Find what made the first value that is not finite, of events that are not."""
-        from whyspike import nonfinite
+        from whyspike import firstbad
         from whyspike.numerics import Numerics
 
         found = {}
@@ -156,7 +156,7 @@ class Experiment:
             if progress:
                 progress("looking for the first value that is not finite", 0.0)
             try:
-                located = nonfinite.find(self.subject, self.subject.window(event.step))
+                located = firstbad.find(self.subject, self.subject.window(event.step, finite=True))
             except NotReplayable:
                 continue
             if located is not None:

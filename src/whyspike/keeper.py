@@ -183,7 +183,7 @@ class Keeper:
         """
         if self._before_last(index, last) and step - self._last_boundary >= max(self.stride.every, APART):
             due = step > self._last
-        elif step == self._foreseen:
+        elif step in (0, self._foreseen):  # what goes wrong in the first steps can be replayed from the start alone
             due = True
         elif step - self._last < APART or not self.stride.due(step):
             due = False

@@ -10,25 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from whyspike import batches
-from whyspike.errors import WhySpikeError
-from whyspike.frozen import frozen
-from whyspike.seams import Intervention, LossFn, StepContext
+from whyspike.seams import LossFn
 
-if TYPE_CHECKING:
-    from whyspike.replay import Subject, Window
-
-
-Place = Literal["forward", "backward", "update", "data", "before"]
+Place = Literal["forward", "backward", "update", "data", "before", "outside"]
 # functions that put an infinity in because they were told to
 MASKS = frozenset(
     {"masked_fill", "masked_fill_", "where", "full", "full_like", "fill", "new_full", "tensor", "setitem"}
@@ -57,6 +49,8 @@ class Origin:
         """Where it was, as a reader would say it."""
         if self.place == "data":
             return "in the batch itself"
+        if self.place == "outside":
+            return "by none of the recorded steps: run again, they stay finite"
         if self.place == "before":
             return f"in the weights of module {self.module} ({self.kind}), from before this step"
         if self.place == "update":
@@ -128,90 +122,6 @@ def _bad_data(batch: Any, n: int) -> Origin | None:
     return found[0] if found else None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Located:
-    """The first step of a training that made a value that is not finite, and how."""
-
-    step: int
-    origin: Origin
-    samples: tuple[int, ...] = ()  # dataset indices of the origin's rows, where the loader gives them
-    exact: float | None = None  # the loss of that batch in float64; None where it could not be had
-
-
-class FirstBad(Intervention):
-    """Changes nothing; notes the first step whose loss, gradients or updated weights are not finite."""
-
-    words = "watched for values that are not finite"
-
-    def begin(self, model: nn.Module, optimizer: Optimizer) -> None:
-        self.step: int | None = None
-        self.in_update = False
-        self._model = model
-
-    def loss(self, at: StepContext, loss: torch.Tensor) -> torch.Tensor:
-        self._note(at, [loss.detach()])
-        return loss
-
-    def gradients(self, at: StepContext, model: nn.Module) -> None:
-        self._note(at, [p.grad for p in model.parameters() if p.grad is not None])
-
-    def after_update(self, at: StepContext, optimizer: Optimizer) -> None:
-        if self.step is None:
-            self._note(at, [p.detach() for p in self._model.parameters()])
-            self.in_update = self.step is not None
-
-    def _note(self, at: StepContext, tensors: Sequence[torch.Tensor]) -> None:
-        if self.step is None and not all(bool(torch.isfinite(t).all()) for t in tensors):
-            self.step = at.step
-
-
-def find(subject: Subject, window: Window) -> Located | None:
-    """Replay a window until the first value that is not finite, and say how it was made. Call it inside `kept()`.
-
-    Returns:
-        None where everything stays finite, or a step has several batches.
-    """
-    watch = FirstBad()
-    subject.replay(window, watch)
-    if watch.step is None:
-        return None
-    record = next(s for s in subject.capsule(window.path).steps if s.step == watch.step)
-    if record.batches is None or len(record.batches) != 1:
-        return None
-    (batch,) = record.batches
-    model, optimizer = subject.model, subject.optimizer
-    origin: Origin | None
-    if watch.in_update:
-        subject.at(window, watch.step + 1)
-        origin = bad_weights(model, "update", type(optimizer).__name__)
-    else:
-        subject.at(window, watch.step)
-        with frozen(model, train_mode=None), torch.enable_grad():
-            optimizer.zero_grad(set_to_none=True)
-            origin = locate(model, subject.loss_fn, batches.clone(batch), n=record.n_samples)
-            optimizer.zero_grad(set_to_none=True)
-    if origin is None:
-        return None
-    rows = origin.rows
-    if not rows and origin.place in ("forward", "backward"):
-        with frozen(model, train_mode=None):
-            rows = sample_of(model, subject.loss_fn, batch)
-            optimizer.zero_grad(set_to_none=True)
-        origin = replace(origin, rows=rows)
-    known = () if record.ids is None else tuple(int(record.ids[r]) for r in rows if r < len(record.ids))
-    subject.at(window, watch.step)
-    return Located(step=watch.step, origin=origin, samples=known, exact=exact_loss(model, subject.loss_fn, batch))
-
-
-def exact_loss(model: nn.Module, loss_fn: LossFn, batch: Any) -> float | None:
-    """The loss of a batch in float64, by a copy of the network; None where it cannot be computed so."""
-    try:
-        with frozen(model, train_mode=None, seed=0):
-            return float(loss_fn(deepcopy(model).double(), batches.to_float64(batch)))
-    except Exception:
-        return None
-
-
 class _Watch(TorchFunctionMode):
     """Looks at every function of the forward pass, and remembers which of them each node of the graph belongs to."""
 
@@ -230,10 +140,12 @@ class _Watch(TorchFunctionMode):
     def modules(self) -> Iterator[None]:
         """Keep the stack of modules that are being called."""
 
-        def enter(module: nn.Module, _: Any) -> None:
+        def enter(module: nn.Module, given: Any) -> None:
+            self._claim_own(given)
             self._stack.append(module)
 
-        def leave(module: nn.Module, _: Any, __: Any) -> None:
+        def leave(module: nn.Module, _: Any, made: Any) -> None:
+            self._claim_own(made)
             while self._stack and self._stack.pop() is not module:
                 pass
 
@@ -259,12 +171,16 @@ class _Watch(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        inputs = _tensors((args, dict(kwargs or {})))
+        if self.found is None and _in_place(func, kwargs):  # they will be gone
+            with torch._C.DisableTorchFunction():
+                inputs = [t.detach().clone() for t in inputs]
         out = func(*args, **(kwargs or {}))
         outputs = _tensors(out)
         if self.found is not None or not outputs:
             return out
-        with torch._C.DisableTorchFunction():
-            inputs = _tensors((args, dict(kwargs or {})))
+        # Without a graph: what looks must save nothing for a backward pass, or a checkpoint counts one tensor too many.
+        with torch._C.DisableTorchFunction(), torch.no_grad():
             module, kind = self._module()
             operation = _operation(func)
             for t in outputs:
@@ -282,8 +198,14 @@ class _Watch(TorchFunctionMode):
             node = waiting.pop()
             if node is None or node in self._of or type(node).__name__ == "AccumulateGrad":
                 continue
-            self._of[node] = owner
+            self._of[node] = owner if (own := _own_function(node)) is None else (*owner[:2], own)
             waiting += [below for below, _ in node.next_functions]
+
+    def _claim_own(self, values: Any) -> None:
+        """Nodes of a user's own `torch.autograd.Function`, which no mode sees, belong to the module that called it."""
+        for t in _tensors(values):
+            if t.grad_fn is not None and (own := _own_function(t.grad_fn)) is not None:
+                self._claim(t.grad_fn, (*self._module(), own))
 
     # ------------------------------------------------------------------ backward
 
@@ -361,6 +283,20 @@ def _operation(func: Callable[..., Any]) -> str:
     )
 
 
+def _in_place(func: Callable[..., Any], kwargs: Mapping[str, Any] | None) -> bool:
+    """Whether a function may write into its arguments: `div_`, `/=`, `x[k] = y`, `out=`."""
+    name = getattr(func, "__name__", "")
+    operator = name.startswith("__i") and name not in ("__invert__", "__index__", "__int__")
+    own = name.endswith("_") and not name.endswith("__")
+    return own or operator or name == "__setitem__" or bool((kwargs or {}).get("out") is not None)
+
+
+def _own_function(node: Any) -> str | None:
+    """The name of the `torch.autograd.Function` that made a node of the graph; None for torch's own nodes."""
+    made = isinstance(node, torch.autograd.function.BackwardCFunction)
+    return type(node).__name__.removesuffix("Backward") if made else None
+
+
 def _rows(values: torch.Tensor, n: int) -> tuple[int, ...]:
     """The rows with a value that is not finite, where the first dimension is the batch's and not all rows have one."""
     if values.ndim == 0 or values.shape[0] != n:
@@ -376,17 +312,3 @@ def _value(values: torch.Tensor) -> Literal["inf", "nan"]:
 
 def _dtype(values: torch.Tensor) -> str:
     return str(values.dtype).removeprefix("torch.")
-
-
-def sample_of(model: nn.Module, loss_fn: LossFn, batch: Any) -> tuple[int, ...]:
-    """The rows whose loss alone is not finite, or makes a gradient that is not; all rows are tried one by one."""
-    n = batches.size(batch)
-    found = []
-    for row in range(n):
-        try:
-            with torch.enable_grad():
-                if locate(model, loss_fn, batches.take(batch, [row], n), n=1) is not None:
-                    found.append(row)
-        except (WhySpikeError, ValueError, RuntimeError):
-            return ()
-    return tuple(found) if len(found) < n else ()

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
+    from whyspike.firstbad import Located
     from whyspike.lossform import Form
-    from whyspike.nonfinite import Located
     from whyspike.seams import LossFn
 
 SAMPLES = 64  # whose own loss is held against the values that a clip leaves

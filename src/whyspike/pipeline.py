@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from whyspike import answer as answers
+from whyspike import beside
 from whyspike.case import PLAIN, Build, Log, Loop, Vary
 from whyspike.cause import Cause, Observation, ScratchCure, catalogue
 from whyspike.errors import NotReplayable, UnreadableRun, WhySpikeError
@@ -359,6 +360,9 @@ def _verdict(
             outcome, events, reason = "confirmed", (), f"it is at work, but no event comes from it: {reason}"
     elif suspicion.outcome == "likely" and suspicion.identity:
         outcome = "confirmed"
+    if outcome in ("confirmed", "likely"):
+        said = {e.statement for e in evidence}
+        evidence += tuple(e for e in beside.evidence(seen, events) if e.statement not in said)
     return Verdict(
         cause=cause.id,
         outcome=outcome,

@@ -39,6 +39,7 @@ DECIDES = 0.8  # of the event's area: as the contract of a verdict
 MATTERS = 0.5  # one batch that leaves this much is not it; nor are two that take as much
 BEFORE, AFTER = 12, 2  # steps before and after the onset whose batches may have set it off (Q2: up to 10 before)
 DRAWS = 12  # of other batches, as experiment Q2
+DRAWS_HERE = 3  # of another batch in place of the one that is named
 SUSPECTS = 3  # samples of a batch that are replaced, those of the highest loss
 SINGLE_ROWS = 128  # a larger batch is looked at in pieces first
 ERROR = 0.05  # of each kind, of the sequential test of other batches
@@ -66,6 +67,7 @@ class Profile:
     sample_placebo: float | None = None  # another sample of that batch replaced
     sample_moved: float | None = None  # the event's share that appears when the sample is put into an earlier batch
     elsewhere: float | None = None  # share of the event that the named batch makes from an earlier state
+    others_here: float | None = None  # share that other batches of its size make from its own state; median of 3 draws
     sharpness: tuple[float, ...] = ()  # over the optimizer's limit, before the steps at `SHARP_AT` from the onset
     others: tuple[float, ...] = ()  # share removed in each draw of other batches up to the event
     shares: tuple[tuple[str, float], ...] = ()
@@ -143,7 +145,10 @@ class Profiler:
             clipped = trials.removed(ClipGradNorm(3 * norm, "gradient clipped to 3 x its median norm", "always"))
         # The batch alone: no other one takes as much, or its gradient stands out of all others.
         alone = second < MATTERS or (clipped is not None and clipped >= DECIDES and second < DECIDES)
-        return replace(found, kind="one batch" if alone else "undecided", elsewhere=self._elsewhere(best, trials))
+        if not alone:
+            return found
+        here = self._others_here(best, trials)
+        return replace(found, kind="one batch", elsewhere=self._elsewhere(best, trials), others_here=here)
 
     def _elsewhere(self, offset: int, trials: Trials) -> float | None:
         """What the named batch does from another state: it trades places with the first batch of the replay."""
@@ -155,6 +160,16 @@ class Profiler:
             return None
         made = trials.replay(SwapBatches(first, offset, here[0], there[0]))
         return area_above(made.state[: offset - first], trials.level) / trials.area
+
+    def _others_here(self, offset: int, trials: Trials) -> float | None:
+        """What other batches of the same size make of the event, in the named one's place; the median draw."""
+        from whyspike.sample_interventions import OtherSamples
+
+        try:
+            made = [1 - trials.removed(OtherSamples(self.subject.draw, k, offset)) for k in range(DRAWS_HERE)]
+        except NotReplayable:  # rows padded to another length
+            return None
+        return float(np.median(made))
 
     def _sample(self, found: Profile, trials: Trials) -> Profile:
         """Replace the samples of the named batch, those of the highest loss first."""

@@ -261,11 +261,12 @@ class Subject:
 
         return Epochs(self)
 
-    def window(self, event_step: int, *, before: bool = False) -> Window:
+    def window(self, event_step: int, *, before: bool = False, finite: bool = False) -> Window:
         """The window of the newest capsule from which a step can be replayed.
 
         Args:
             before: with what happens right before the step: the capsule is of an earlier step.
+            finite: a capsule whose weights are all finite, where there is one.
 
         Raises:
             NotReplayable: no capsule with stored batches covers the step.
@@ -278,6 +279,8 @@ class Subject:
         if not found:
             raise NotReplayable(f"no capsule covers step {event_step}")
         early = [step for step in found if step + JUMP_STEPS <= event_step] if before else []
+        if finite:
+            early = [step for step in found if self.capsule(found[step]).finite]
         best = found[max(early or found)]
         full = [s.step for s in self.capsule(best).steps if s.step < event_step and s.n_samples == self.batch_size]
         return Window(best, event_step, full[-1] if full else None)

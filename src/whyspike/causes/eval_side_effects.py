@@ -87,7 +87,11 @@ class EvalSideEffects(Cause):
     def sentence(self, seen: Observation, events: Sequence[Event]) -> str:
         left = _Left.of(seen)
         n = len(left.marks)
-        of = f"{n} of {left.n_evaluations} evaluations" if left.n_evaluations else f"{n} places between epochs"
+        of = (
+            f"{n} of {left.n_evaluations} evaluations"
+            if left.n_evaluations
+            else f"{n} place{'' if n == 1 else 's'} between epochs"
+        )
         said = []
         if left.modes:
             said.append(f"the model is left in eval mode ({left.modes} modules)")

@@ -8,7 +8,7 @@ from whyspike.cause import Cause, Draw, Observation, ScratchCure, Setup, suspect
 from whyspike.types import Cure, Event, Evidence, Finding, Note, Suspicion
 
 if TYPE_CHECKING:
-    from whyspike.nonfinite import Located
+    from whyspike.firstbad import Located
     from whyspike.seams import Intervention
 
 LARGEST = {"float16": "65,504", "bfloat16": "3.4e38"}
@@ -77,7 +77,7 @@ class LowPrecisionOverflow(Cause):
             Evidence(
                 statement="the first value that is not finite",
                 observed=f"{origin.value} at step {located.step}, made by {origin.words}, in {origin.dtype}"
-                + (f"; of sample {', '.join(map(str, located.samples[:4]))}" if located.samples else ""),
+                + located.of_samples,
                 expected=f"none; it was made of finite values, and {origin.dtype} ends at {LARGEST[origin.dtype]}",
             ),
             Evidence(

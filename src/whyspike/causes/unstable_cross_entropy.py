@@ -9,7 +9,7 @@ from whyspike.logsigns import suddenly_infinite
 from whyspike.types import Cure, Event, Evidence, Finding, Note, Suspicion
 
 if TYPE_CHECKING:
-    from whyspike.nonfinite import Located
+    from whyspike.firstbad import Located
     from whyspike.numerics import Numerics
     from whyspike.seams import Intervention
 
@@ -116,13 +116,11 @@ class UnstableCrossEntropy(Cause):
         return suspect(self, events[:1], [evidence])
 
     def _not_finite(self, found: Numerics, events: Sequence[Event], located: Located) -> Suspicion:
-        origin = located.origin
         exact = located.exact
         evidence = [
             Evidence(
                 statement="the first value that is not finite",
-                observed=f"{origin.value} at step {located.step}, made by {origin.words}"
-                + (f"; of sample {', '.join(map(str, located.samples[:4]))}" if located.samples else ""),
+                observed=located.words,
                 expected="none; it was made of finite values",
             ),
             Evidence(

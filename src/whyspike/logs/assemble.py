@@ -13,6 +13,7 @@ from whyspike.errors import UnreadableRun
 from whyspike.form import count, number, plain
 from whyspike.logs import epochs, order, roles, values
 from whyspike.logs.objectives import objective
+from whyspike.logs.rates import lr_steps
 from whyspike.logs.table import Column, Table
 from whyspike.points import spacing
 from whyspike.types import Note, Run, Series
@@ -142,6 +143,8 @@ def _of_piece(
         facts["epochs_exact"] = placed.exact
     notes = [*table.notes, *piece.notes, *([twice] if twice else [])]
     notes += values.notes(step, loss, zero, table.averaged, epoch_only=epoch_only)
+    rates = lr_steps(step, loss, lr)
+    notes += [rates] if rates is not None else []
     return Run(
         source=f"{source}: {plain(table.name)}" if table.name else source,
         reader=reader,
