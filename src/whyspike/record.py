@@ -695,7 +695,11 @@ class Recorder:
             self._off = True
         if not self._off:
             try:
-                learned = {"accumulate": self._micro_per_step, "probe": self._measures.probe_off is None}
+                learned = {
+                    "accumulate": self._micro_per_step,
+                    "probe": self._measures.probe_off is None,
+                    "loss_fn": self.loss_fn is not None,
+                }
                 self._writer.mark(self._step, "facts", learned)
                 self._drain()
                 if self._keeper is not None and self._step:
