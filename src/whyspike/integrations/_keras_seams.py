@@ -5,6 +5,8 @@
 an update. The values are Keras' own tensors, nothing is copied, and every update is made by Keras itself.
 """
 
+# The extras are not in the environment that types are checked in.
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence

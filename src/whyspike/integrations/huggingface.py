@@ -5,6 +5,8 @@ A callback of the Trainer sees neither batches nor losses; this one finds the Tr
 the step had. A resumed training goes on in the same record. With Accelerate the loop is your own: `watch`.
 """
 
+# The extras are not in the environment that types are checked in.
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import atexit

@@ -6,6 +6,8 @@ loss. On JAX and TensorFlow, and under `jit_compile=True`, a training step is on
 look into: the losses of the batches and their sizes are recorded, read from the sums behind the running mean.
 """
 
+# The extras are not in the environment that types are checked in.
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import atexit

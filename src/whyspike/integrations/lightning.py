@@ -4,6 +4,8 @@ Every batch as the step sees it, its loss, the update, validation in the middle,
 training goes on in the same record. A replay passes through `training_step`. With Fabric the loop is your own: `watch`.
 """
 
+# The extras are not in the environment that types are checked in.
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import inspect
