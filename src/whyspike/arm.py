@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 import hashlib
+import importlib
 import json
 import math
 import os
@@ -141,8 +142,6 @@ class ArmDraws:
 
 def execute(job: dict[str, Any]) -> dict[str, Any]:
     """Run the job's script with its intervention: losses, sample counts, and the final loss on a probe set."""
-    import cloudpickle
-
     made: list[Any] = []
     folder = Path(job["folder"])
     keep_inside(folder)
@@ -159,7 +158,7 @@ def execute(job: dict[str, Any]) -> dict[str, Any]:
             torch.set_num_threads(job["threads"])
         for hook in _torch_hooks:
             hook()
-        intervention: Intervention = cloudpickle.loads(bytes.fromhex(job["intervention"]))
+        intervention: Intervention = cloudpickle().loads(bytes.fromhex(job["intervention"]))
         watch = ArmWatch(folder / "record", intervention=intervention, events=job["events"], stop=job["stop"])
         ArmDraws.watch = watch
         made.append((Hooks(watch), watch))
@@ -186,6 +185,14 @@ def main(path: str) -> int:
     temporary.write_text(json.dumps(result), encoding="utf-8")
     os.replace(temporary, target)
     return 0
+
+
+def cloudpickle() -> Any:
+    """The pickler that joblib brings along: its own copy, or from version 1.6 on the package."""
+    try:
+        return importlib.import_module("cloudpickle")
+    except ModuleNotFoundError:
+        return importlib.import_module("joblib.externals.cloudpickle")
 
 
 def numbers(values: Iterator[float] | list[float]) -> list[Any]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from whyspike.arm import cloudpickle
 from whyspike.errors import NotReplayable
 
 if TYPE_CHECKING:
@@ -159,11 +160,9 @@ class ScriptSource:
         return made
 
     def _run(self, arm: Wanted, place: Path) -> dict[str, Any]:
-        import cloudpickle
-
         place.parent.mkdir(parents=True, exist_ok=True)
         try:
-            packed = cloudpickle.dumps(arm.intervention).hex()
+            packed = cloudpickle().dumps(arm.intervention).hex()
         except Exception as error:
             return {"error": f"its change cannot be handed to another process ({type(error).__name__}: {error})"}
         with tempfile.TemporaryDirectory(prefix="whyspike-arm-", ignore_cleanup_errors=True) as scratch:
