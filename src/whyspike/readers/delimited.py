@@ -55,7 +55,10 @@ def read(source: Source, asked: Asked) -> tuple[Run, ...]:
     delimiter = _delimiter(first) or ","
     notes = list(source.notes)
     table = _quick(text, delimiter) if len(text) > QUICK and '"' not in text else None
-    found, n_rows, lengths = table or _careful(text, delimiter)
+    try:
+        found, n_rows, lengths = table or _careful(text, delimiter)
+    except csv.Error as error:
+        raise UnreadableRun(f"{source.name} is a table that is damaged ({error})") from error
     notes += _of_lengths(lengths, len(next(csv.reader([first], delimiter=delimiter), [])))
     if not found:
         raise UnreadableRun(f"{source.name} is a table without a number; a curve needs a step and a loss in every row")
