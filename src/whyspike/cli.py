@@ -147,6 +147,45 @@ def diagnose(
     return max(map(exit_code, made))
 
 
+@app.command(usage="Usage: whyspike run [OPTIONS] SCRIPT [ARGS…]")
+def run(
+    script: str,
+    /,
+    *arguments: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    module: Annotated[bool, Parameter(name=["--module", "-m"])] = False,
+    loss: str | None = None,
+    no_prove: bool = False,
+    folder: Path | None = None,
+    format: Format | None = None,
+    output: Output = None,
+    force: bool = False,
+) -> int:
+    """Run a training script unchanged, record it, and find the cause when it has ended. The exit code is its own.
+
+    Whatever comes after SCRIPT is handed to the script. Our result goes to standard error, or to FILE.
+
+    Args:
+        script: as you would give it to python.
+        arguments: of the script.
+        module: SCRIPT is the name of a module, as after python -m.
+        loss: the variable that backward() is called on, where the script has several losses.
+        no_prove: do not replay the steps around the events; diagnose what was recorded.
+        folder: where the record goes; whyspike-runs/SCRIPT-TIME when it is left out.
+        format: of the result; without it, what the name of FILE ends in, else full.
+        output: write the result to this file instead of standard error.
+        force: overwrite the file.
+    """
+    if output is not None:
+        claim(output, force=force)
+    from whyspike import scriptrun
+    from whyspike.script import Command
+
+    command = Command(script, arguments, module)
+    made = scriptrun.run_script(command, loss=loss, prove=not no_prove, folder=folder)
+    scriptrun.show(made, choose(format, output), output, force=force)
+    return scriptrun.exit_code(made.ended)
+
+
 @app.command
 def prove(
     target: str,
@@ -265,8 +304,8 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     try:
-        tokens = sys.argv[1:] if arguments is None else arguments
-        code = app([*tokens], exit_on_error=False, result_action="return_value")
+        tokens = _script_apart(sys.argv[1:] if arguments is None else arguments)
+        code = app(tokens, exit_on_error=False, result_action="return_value")
         sys.stdout.flush()
     except CycloptsError:
         return 2  # cyclopts has said on stderr what is wrong
@@ -288,6 +327,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception:
         return _fault()
     return code if isinstance(code, int) else 0
+
+
+def _script_apart(tokens: Sequence[str]) -> list[str]:
+    """The tokens; after `run`, a `--` in front of the script, for what follows is not ours to read."""
+    if not tokens or tokens[0] != "run":
+        return [*tokens]
+    at = 1
+    while at < len(tokens) and tokens[at].startswith("-") and tokens[at] != "--":
+        at += 2 if tokens[at] in ("--loss", "--folder", "--format", "--output", "-o") else 1
+    rest = tokens[at + 1 :] if tokens[at : at + 1] == ["--"] else tokens[at:]
+    return [*tokens[:at], *(["--", *rest] if rest else ())]
 
 
 def _where(error: WhySpikeError) -> str:

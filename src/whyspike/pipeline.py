@@ -94,6 +94,7 @@ def diagnose_recorder(
     from whyspike import runfolder
     from whyspike.readers import read
     from whyspike.replay import Subject
+    from whyspike.tape import TapedLoss
 
     recorder.flush()
     if recorder.path is None:
@@ -104,8 +105,11 @@ def diagnose_recorder(
     run = read(recorder.path)
     trials: dict[str, tuple[Trial, ...]] = {}
     with recorder.paused():  # the replays pass through the same seams
-        subject = Subject.of(recorder, run)
+        subject, said = Subject.of(recorder, run), ()
+        if subject is not None and isinstance(recorder.loss_fn, TapedLoss):
+            subject, said = _trusted(subject, progress)
         seen = observe(run, subject, progress)
+        seen = replace(seen, missing=(*seen.missing, *said))
         if prove and subject is not None and seen.replayable:
             seen = _run_again(seen, subject, progress)
         if prove and subject is not None and seen.replayable and seen.events:
@@ -230,6 +234,19 @@ def demo(case: Case, *, healthy: bool = False, seed: int = 0, progress: Progress
 
 
 # --------------------------------------------------------------------------- the stages behind
+
+
+def _trusted(subject: Subject, progress: Progress | None) -> tuple[Subject | None, tuple[str, ...]]:
+    """The subject with those windows alone in which the script's taped loss gives bitwise the record."""
+    from whyspike.tape import trusted
+
+    n = len(subject.run.capsules)
+    stay, reason = trusted(subject, progress)
+    if not stay:
+        return None, (f"replays: the tape of the script's loss is not the script ({reason or 'no step was kept'})",)
+    if stay < n:
+        return subject, (f"{n - stay} of {n} stretches of the run: there the tape is not the script ({reason})",)
+    return subject, ()
 
 
 def _run_again(seen: Observation, subject: Subject, progress: Progress | None) -> Observation:
