@@ -57,13 +57,30 @@ def _peaks(run: Run, spikes: Sequence[Event]) -> list[int]:
     line = 0.5 * min(log(e.reported) if e.reported and e.reported > 1 else 0.0 for e in spikes)
     found: list[int] = []
     last = 0
-    for row in range(1, len(run)) if line > 0 else ():
-        base = float(np.median(run.loss[max(0, row - MEDIAN_STEPS) : row]))
-        if base > 0 and run.loss[row] > base * exp(line):
-            if not found or row - last > NEAR:
-                found.append(row)
-            last = row
+    for row in _above(run.loss, exp(line)) if line > 0 else ():
+        if not found or row - last > NEAR:
+            found.append(row)
+        last = row
     return found
+
+
+def _above(loss: np.ndarray, factor: float) -> list[int]:
+    """The rows whose loss is so many times the median of the 64 before them, where that is above 0."""
+    from scipy.ndimage import minimum_filter1d
+
+    clear = np.where(np.isfinite(loss), loss, np.inf)
+    # Of the 64 rows before each: what is not above their lowest by the factor is not above their median.
+    lowest = minimum_filter1d(clear, MEDIAN_STEPS, mode="constant", cval=np.inf, origin=MEDIAN_STEPS // 2 - 1)
+    lowest = np.append(np.inf, lowest[:-1])
+    with np.errstate(invalid="ignore"):
+        maybe = np.flatnonzero((loss > lowest * factor) | (lowest <= 0))
+    level = np.array([float(np.median(loss[:r])) if r else np.nan for r in maybe[maybe < MEDIAN_STEPS].tolist()])
+    late = maybe[maybe >= MEDIAN_STEPS]
+    if len(late):
+        windows = np.lib.stride_tricks.sliding_window_view(loss, MEDIAN_STEPS)
+        parts = np.array_split(late, -(-len(late) // 8192))
+        level = np.concatenate([level, *(np.median(windows[part - MEDIAN_STEPS], axis=1) for part in parts)])
+    return maybe[(level > 0) & (loss[maybe] > factor * level)].tolist()
 
 
 def lr_goes_with_the_epoch(run: Run) -> bool:

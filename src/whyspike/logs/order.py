@@ -46,6 +46,8 @@ def arrange(step: np.ndarray, epoch: np.ndarray | None = None) -> list[Piece]:
     if length is not None:
         assert epoch is not None, "an epoch length comes from epochs"
         filled = _over_epochs(filled, _filled(epoch)[rows], length)
+        counted = np.abs(filled) < MOST_STEPS
+        rows, filled = rows[counted], filled[counted]
     whole = np.round(filled).astype(np.int64)
     starts = _new_runs(whole)
     pieces = []
