@@ -67,9 +67,9 @@ def test_losses_alone_need_a_name(tmp_path: Path) -> None:
     bare = "\n".join(map(str, LOSS))
     for text, name in ((f"loss\n{bare}\n", "x.txt"), (bare, "train_loss.txt")):
         assert one(tmp_path, text, name).loss.tolist() == LOSS
-    with pytest.raises(UnreadableRun, match="Write the names of its columns into the first line, e.g. loss"):
+    with pytest.raises(UnreadableRun, match=r"Write the names of its columns into the first line, e\.g\. loss"):
         one(tmp_path, bare, "numbers.txt")
-    with pytest.raises(UnreadableRun, match="e.g. step,loss,lr"):
+    with pytest.raises(UnreadableRun, match=r"e\.g\. step,loss,lr"):
         one(tmp_path, table("", "{k},{v},1"), "numbers.csv")
 
 
@@ -121,8 +121,8 @@ def test_what_holds_no_curve_gets_a_sentence(whyspike: Command, tmp_path: Path, 
 def test_a_file_larger_than_memory_is_refused_before_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "_memory", lambda: 100_000)
-    with pytest.raises(UnreadableRun, match=r"Thin it first, e.g. awk 'NR == 1 \|\| NR % 100 == 0' log.csv > thin.csv"):
+    monkeypatch.setattr(sources, "_memory", lambda: 10_000)
+    with pytest.raises(UnreadableRun, match=r"Thin it first, e\.g\. awk 'NR == 1 .* log\.csv > thin\.csv"):
         one(tmp_path, table("step,loss", "{k},{v}"))
 
 
