@@ -275,3 +275,16 @@ def test_a_training_as_people_write_it(name, tmp_path):
 
 def test_every_script_has_its_cause_here():
     assert {p.stem for p in SCRIPTS.glob("*.py")} == set(CAUSES)
+
+
+# --------------------------------------------------------------------------- before it trains
+
+
+@pytest.mark.slow
+def test_a_script_is_checked_in_its_own_first_steps(tmp_path):
+    made = python(tmp_path, "-m", "whyspike", "check", str(SCRIPTS / "detector_boxes.py"), "--format", "json")
+    found = json.loads(made.stdout)
+    assert [f["cause"] for f in found["findings"]] == ["double-averaged-loss"]
+    assert "small-last-batch" in {n["id"] for n in found["notes"]}
+    assert made.returncode == 1
+    assert not (tmp_path / "model.pt").exists()  # it was ended after its first steps

@@ -30,9 +30,8 @@ class ArmWatch(ScriptWatch):
     """
 
     def __init__(self, folder: Path, *, intervention: Intervention, events: Sequence[int], stop: int | None) -> None:
-        super().__init__(lambda n: folder if not n else folder.with_name(f"record-{n + 1}"), name="arm")
-        self.intervention, self.events, self.stop = intervention, sorted(events), stop
-        self.enough = False
+        super().__init__(lambda n: folder if not n else folder.with_name(f"record-{n + 1}"), name="arm", stop=stop)
+        self.intervention, self.events = intervention, sorted(events)
         self.losses: list[float] = []  # of every step, nan where it was skipped
         self.sizes: list[int] = []
         self._begun = False
@@ -101,9 +100,6 @@ class ArmWatch(ScriptWatch):
             self.losses.append(math.fsum(float(x) for x in one.losses))
             self.sizes.append(sum(max(0, draw[3]) for draw in one.recorder._draws))
         super()._step(one)
-        if self.stop is not None and len(self.losses) >= self.stop:
-            self.enough = True
-            raise SystemExit(0)
 
     def skipped(self, n: int) -> None:
         """The batch was left out: no forward, no update."""

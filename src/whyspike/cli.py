@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -31,6 +31,9 @@ from whyspike.output import (
     say,
 )
 from whyspike.script import Command
+
+if TYPE_CHECKING:
+    from whyspike.training import Training
 
 FIRST_CASE = "double-averaged-loss"
 
@@ -247,12 +250,20 @@ def _prove_script(
     return max(map(exit_code, made.diagnoses))
 
 
-@app.command
-def check(target: str, /, *, format: Format | None = None, output: Output = None, force: bool = False) -> int:
+@app.command(usage="Usage: whyspike check [OPTIONS] TARGET [-- ARGS…]")
+def check(
+    target: str,
+    /,
+    *arguments: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    format: Format | None = None,
+    output: Output = None,
+    force: bool = False,
+) -> int:
     """Look at a setup before it trains. Findings give the exit code 1; notes do not. Runs your code.
 
     Args:
-        target: file.py:function, where the function returns a whyspike.Training; or a recorded run that names one.
+        target: file.py:function, where the function returns a whyspike.Training; a script; or a recorded run of either.
+        arguments: of the script, after --.
         format: of the result; full, concise, json, markdown or github.
         output: write the result to this file instead of standard output.
         force: overwrite the file.
@@ -261,12 +272,27 @@ def check(target: str, /, *, format: Format | None = None, output: Output = None
 
     if output is not None:
         claim(output, force=force)
-    source = targets.resolve(target)
+    script = targets.script(target, arguments)
+    if script is not None:
+        source = _first_steps(*script)
+    else:
+        source = targets.resolve(target)
     from whyspike import preflight
 
     result = preflight.check(source)
     put(preflight_text(result, choose(format, output)), output, force=force)
     return int(bool(result.findings))
+
+
+def _first_steps(command: Command, cwd: Path) -> Training:
+    """Run the first steps of the script, its output on standard error."""
+    from contextlib import redirect_stdout
+
+    from whyspike import scriptcheck
+
+    os.chdir(cwd)
+    with redirect_stdout(sys.stderr):
+        return scriptcheck.training_of(command)
 
 
 @app.command
