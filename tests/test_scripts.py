@@ -155,6 +155,7 @@ def test_a_script_that_raises_shows_its_own_traceback_first(tmp_path):
     assert (next((tmp_path / "whyspike-runs").iterdir()) / "record.frames").stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_an_error_inside_of_backward_has_no_frame_of_ours(tmp_path):
     text = loop("loss.backward()")
     plain, ours = python(tmp_path, written(tmp_path, text), "1"), under(tmp_path, written(tmp_path, text), "1")
@@ -195,6 +196,7 @@ def test_a_script_without_a_training_is_told_so_in_one_sentence(source, says, tm
     assert len(ours.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_nan_from_the_first_step_on(tmp_path):
     script = written(tmp_path, loop().replace("torch.randn(70, 4)", "torch.full((70, 4), torch.nan)"))
     ours = under(tmp_path, script, "5")
@@ -203,6 +205,7 @@ def test_nan_from_the_first_step_on(tmp_path):
     assert "finite" in ours.stderr
 
 
+@pytest.mark.slow
 def test_a_script_that_is_killed_leaves_a_record_that_can_be_read(tmp_path):
     script = written(tmp_path, loop("__import__('time').sleep(0.01)"))
     process = subprocess.Popen(
@@ -272,3 +275,16 @@ def test_a_training_as_people_write_it(name, tmp_path):
 
 def test_every_script_has_its_cause_here():
     assert {p.stem for p in SCRIPTS.glob("*.py")} == set(CAUSES)
+
+
+# --------------------------------------------------------------------------- before it trains
+
+
+@pytest.mark.slow
+def test_a_script_is_checked_in_its_own_first_steps(tmp_path):
+    made = python(tmp_path, "-m", "whyspike", "check", str(SCRIPTS / "detector_boxes.py"), "--format", "json")
+    found = json.loads(made.stdout)
+    assert [f["cause"] for f in found["findings"]] == ["double-averaged-loss"]
+    assert "small-last-batch" in {n["id"] for n in found["notes"]}
+    assert made.returncode == 1
+    assert not (tmp_path / "model.pt").exists()  # it was ended after its first steps

@@ -314,7 +314,7 @@ class Subject:
     def learn_convention(self) -> None:
         """Find out by replays how the loop treats a window that an epoch cut short. Call it inside `kept()`."""
         nominal = self.convention.nominal
-        known = isinstance(self.loss_fn, TapedLoss)
+        known = isinstance(self.loss_fn, TapedLoss) and self.loss_fn.divisor is None
         for path in self.run.capsules if nominal > 1 and not known else ():
             steps = self.capsule(path).steps
             cut = next(cut_windows(steps, nominal), None)

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from whyspike.script import Command, Ended, run
 
 if TYPE_CHECKING:
     from whyspike.output import Format
+    from whyspike.record import Recorder
     from whyspike.scriptwatch import ScriptWatch
     from whyspike.types import Diagnosis
 
@@ -31,6 +32,7 @@ class Outcome:
     ended: Ended
     diagnoses: tuple[Diagnosis, ...] = ()
     folders: tuple[Path, ...] = ()
+    seconds: float = 0.0  # that the script ran
     notes: tuple[str, ...] = ()  # in words, what a reader must know beside the diagnoses
 
 
@@ -41,6 +43,8 @@ def run_script(
     prove: bool = True,
     closely: bool = False,
     folder: Path | None = None,
+    rerun: bool = False,
+    budget: float | None = None,
 ) -> Outcome:
     """Run a script as python would, record it, and diagnose it when it has ended.
 
@@ -49,6 +53,8 @@ def run_script(
         prove: replay the steps around the events, with one thing changed.
         closely: record at fixed strides, whatever it costs.
         folder: where the record goes; `whyspike-runs/<script>-<time>` here without it.
+        rerun: also run the script again, with one thing changed: where its tape cannot be trusted, and to verify cures.
+        budget: minutes; what would take longer is not run again.
 
     Raises:
         BadTraining: there is no such script.
@@ -87,19 +93,23 @@ def run_script(
     hooks.remove()
     from whyspike.output import Progress as Shown
 
+    asked = _Asked(command, prove and not ended.interrupted, loss, rerun, budget)
     with Shown() as progress:
-        return _concluded(command, ended, watching, prove and not ended.interrupted, seconds, loss, progress)
+        return replace(_concluded(asked, ended, watching, seconds, progress), seconds=seconds)
 
 
-def _concluded(
-    command: Command,
-    ended: Ended,
-    watching: ScriptWatch,
-    prove: bool,
-    seconds: float,
-    loss: str | None,
-    progress: Progress | None,
-) -> Outcome:
+@dataclass(frozen=True)
+class _Asked:
+    """What is to be done once the script has ended."""
+
+    command: Command
+    prove: bool
+    loss: str | None
+    rerun: bool
+    budget: float | None
+
+
+def _concluded(asked: _Asked, ended: Ended, watching: ScriptWatch, seconds: float, progress: Progress) -> Outcome:
     from whyspike.pipeline import diagnose_recorder
 
     notes = []
@@ -108,7 +118,7 @@ def _concluded(
         notes.append(f"recording stopped after an error of whyspike's own ({type(error).__name__}: {error})")
     recorded = [(one, one.recorder.path) for one in watching.watched if one.recorder.path is not None]
     if not recorded:
-        notes.append(_no_update(command, watching, loss))
+        notes.append(_no_update(asked.command, watching, asked.loss))
         return Outcome(ended, notes=tuple(notes))
     first, folder = recorded[0]
     steps = f"after {first.recorder._step} updates; what was recorded is in {folder}"
@@ -116,11 +126,49 @@ def _concluded(
         notes.append(f"stopped {steps}")
     elif ended.raised is not None:
         notes.append(f"the script ended with an error {steps}")
-    made = tuple(diagnose_recorder(one.recorder, prove=prove, progress=progress) for one, _ in recorded)
+    made = []
+    for one, path in recorded:
+        if asked.rerun and asked.prove:
+            made.append(_run_again(asked, one.recorder, path, seconds, progress))
+        else:
+            made.append(diagnose_recorder(one.recorder, prove=asked.prove, progress=progress))
     if len(recorded) > 1:
         named = ", ".join(f"{path.name}: {' + '.join(sorted(one.names)) or '?'}" for one, path in recorded)
         notes.append(f"{len(recorded)} optimizers were followed apart ({named}); --loss NAME chooses one")
-    return Outcome(ended, made, tuple(path for _, path in recorded), tuple(notes))
+    folders = tuple(path for _, path in recorded)
+    return Outcome(ended, tuple(made), folders, notes=tuple(notes))
+
+
+def _run_again(asked: _Asked, recorder: Recorder, folder: Path, seconds: float, progress: Progress) -> Diagnosis:
+    """Diagnose, run the script again where a replay cannot prove it, and verify the cures."""
+    import torch
+
+    from whyspike import runfolder
+    from whyspike.arms import ScriptSource
+    from whyspike.pipeline import diagnose_recorder, verified
+    from whyspike.scriptexperiment import trials_of
+
+    begun = time.monotonic()
+    source = ScriptSource(
+        command=asked.command,
+        cwd=Path(str(recorder.facts["cwd"])),
+        store=ScriptSource.place_for(folder, asked.command),
+        seconds=seconds,
+        threads=torch.get_num_threads(),
+    )
+
+    def left() -> float | None:
+        return None if asked.budget is None else asked.budget * 60 - (time.monotonic() - begun)
+
+    made = diagnose_recorder(
+        recorder,
+        prove=True,
+        again=lambda seen, suspicions: trials_of(seen, suspicions, source, seconds=left(), progress=progress),
+        progress=progress,
+    )
+    made = verified(made, source, seconds / source.at_once, left(), progress)
+    runfolder.write_diagnosis(folder, made)
+    return made
 
 
 def _no_torch(command: Command) -> str:

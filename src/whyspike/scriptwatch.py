@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from whyspike import batches
 from whyspike.holders import belonging_to, living, network_of
 from whyspike.hooks import Begin, Seams
 from whyspike.passes import Pass
@@ -50,6 +51,7 @@ class ScriptWatch(Seams):
         loss: follow the updates along the loss of this name in the script alone.
         closely: as of `watch`.
         facts: what else the headers say.
+        stop: updates of the first training after which the script is ended; None for all of it.
     """
 
     def __init__(
@@ -60,13 +62,16 @@ class ScriptWatch(Seams):
         loss: str | None = None,
         closely: bool = False,
         facts: dict[str, object] | None = None,
+        stop: int | None = None,
     ) -> None:
         self.watched: list[Watched] = []
         self.names: set[str] = set()  # of all losses that were seen
+        self.halve = False  # hand out half of a batch, once; for a run that is thrown away
+        self.enough = False  # the script was ended by `stop`
         self.updates = self.passes = self.forks = 0
         self.error: Exception | None = None
         self._folder, self._name, self._loss, self._closely = folder, name, loss, closely
-        self._facts = facts or {}
+        self._facts, self.stop = facts or {}, stop
         self._by_optimizer: dict[int, Watched] = {}
         self._made: list[weakref.ref[Optimizer]] = []
         self._pending: list[torch.Tensor] = []  # losses since the last update, as the script computed them
@@ -272,6 +277,9 @@ class ScriptWatch(Seams):
         value = losses[0].reshape(()) if len(losses) == 1 else torch.stack([x.reshape(()) for x in losses]).sum()
         with self._own():
             one.recorder.step(value)
+        if self.stop is not None and one is self.watched[0] and one.recorder._step >= self.stop:
+            self.enough = True
+            raise SystemExit(0)
 
     def scaler_steps(self, optimizer: Optimizer) -> None:
         self._in_scaler = True
@@ -303,6 +311,17 @@ class ScriptWatch(Seams):
         self._tries += 1
         self._recording, self._batch = Recording(batch, n), batch
         self._recording.start()
+
+    def _half(self, batch: Any) -> Any:
+        """Half of the batch, once: what depends on its size then shows on a second tape."""
+        recorder = self.watched[0].recorder
+        with suppress(Exception):
+            n = batches.size(batch)
+            if n >= 4:
+                batch = batches.take(batch, list(range(n // 2)), n)
+                recorder._draws = [(*draw[:3], n // 2, *draw[4:]) for draw in recorder._draws]
+        self.halve = False
+        return batch
 
     def _taped(self, loss: torch.Tensor) -> None:
         recording, self._recording = self._recording, None
@@ -393,6 +412,8 @@ class _ScriptPass(Pass):
         if watch._recording is not None or watch._left_over:
             watch._cancel()
         batch = super().__next__()
+        if watch.halve and watch.tapes:
+            batch = watch._half(batch)
         draws = self._recorder._draws
         if draws and (n := draws[-1][3]) not in watch.tapes and n > 0 and not watch._off:
             try:

@@ -300,6 +300,14 @@ class Tape:
         self.ops, self.root, self.n, self.modified = ops, root, n, modified
         self.divisor: int | None = None
 
+    def names_its_size(self) -> bool:
+        """Whether a number that the script computed with is just that of the samples, so that it may mean it."""
+        found: list[bool] = []
+        for op in self.ops:
+            if not isinstance(op.call, nn.Module):
+                _visit((op.args, op.kwargs), lambda x: found.append(type(x) in (int, float) and x == self.n))
+        return self.n > 1 and any(found)
+
     def divided_by(self) -> int | None:
         """By which whole number the script divides the loss at last, as for accumulated gradients; None without."""
         if not self.ops or not any(p.slot == self.root for p in self.ops[-1].parts):
@@ -425,18 +433,29 @@ def _visit(value: Any, look: Callable[[Any], Any]) -> None:
 class TapedLoss:
     """`loss_fn(model, batch)` of a script that has none: the tape that fits the batch.
 
-    A tape is recorded of the first batch and of the first of another number of samples; where the two are the same but
-    for that number, either fits any batch.
+    A tape is recorded of the first batch and of the first of another number of samples. Numbers that follow the number
+    of samples from one to the other (`loss / len(x)`) are read as such, and then one tape fits any batch. Where the
+    batches have one size alone and a number on the tape is just that size, nobody knows what it would be in another.
     """
 
     __name__ = "the script's loss"
 
     def __init__(self, tapes: Sequence[Tape]) -> None:
         self.tapes = list(tapes)
+        whole = self.tapes[0]
+        for other in self.tapes[1:]:
+            whole = None if whole is None else merged(whole, other)
+        alone = len(self.tapes) == 1 and self.tapes[0].names_its_size()
+        self._any: Tape | None = None if alone else whole
 
     def __call__(self, model: nn.Module, batch: Any) -> torch.Tensor:
         n = batches.size(batch)
-        chosen = next((t for t in self.tapes if t.n == n), self.tapes[0])
+        chosen = next((t for t in self.tapes if t.n == n), self._any)
+        if chosen is None:
+            raise NotReplayable(
+                f"on the tape is a number that may be the size of the batches, {self.tapes[0].n}; what the loss of "
+                f"{n} samples is cannot be told"
+            )
         try:
             return chosen(model, batch)
         except (KeyError, IndexError, AttributeError, TypeError) as error:
@@ -444,7 +463,45 @@ class TapedLoss:
 
     @property
     def divisor(self) -> int | None:
+        """By what the script divides the loss of a micro-batch before it calls backward; None where it does not."""
         return self.tapes[0].divisor
+
+
+def merged(a: Tape, b: Tape) -> Tape | None:
+    """Two tapes of batches of other sizes as one for any size; None where they differ in anything else."""
+    if [op.name for op in a.ops] != [op.name for op in b.ops] or a.root != b.root:
+        return None
+    try:
+        ops = [
+            replace(one, args=_merge(one.args, other.args, a.n, b.n), kwargs=_merge(one.kwargs, other.kwargs, a.n, b.n))
+            for one, other in zip(a.ops, b.ops, strict=True)
+        ]
+    except (ValueError, KeyError):
+        return None
+    made = Tape(ops, a.root, a.n, a.modified or b.modified)
+    made.divisor = a.divisor
+    return made
+
+
+def _merge(x: Any, y: Any, n: int, m: int) -> Any:
+    number = (int, float, Samples)
+    if type(x) in number and type(y) in number:
+        ours = x.times * n if isinstance(x, Samples) else x
+        theirs = y.times * m if isinstance(y, Samples) else y
+        if ours == theirs:
+            return ours
+        if ours * m == theirs * n and ours % n == 0:
+            return Samples(int(ours // n))
+        raise ValueError("a number that does not follow the size")
+    if type(x) is not type(y):
+        raise ValueError("another kind of value")
+    if type(x) in (tuple, list):
+        return type(x)(_merge(p, q, n, m) for p, q in zip(x, y, strict=True))
+    if type(x) is dict:
+        return {k: _merge(x[k], y[k], n, m) for k in x | y}
+    if isinstance(x, torch.Tensor) or x is y or x == y:
+        return x
+    raise ValueError("another value")
 
 
 # --------------------------------------------------------------------------- trust

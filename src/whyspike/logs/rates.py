@@ -23,7 +23,7 @@ def lr_steps(step: np.ndarray, loss: np.ndarray, lr: np.ndarray | None) -> Note 
     """
     if lr is None or len(lr) < 4:
         return None
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         ratio = lr[1:] / lr[:-1]
     beside = np.abs(np.log(np.where(ratio > 0, ratio, np.nan)))
     highest = np.maximum.accumulate(np.where(np.isfinite(lr), lr, 0.0))[:-1]
