@@ -190,7 +190,7 @@ def test_moving_means_are_said_and_taken_apart(tmp_path: Path) -> None:
     assert "at step 900 " in of_ema
     assert "a mean over the last 20 steps" in of_window
     assert "at step 881 " in of_window  # the mean over the steps 881 to 900 is the first that holds it
-    (rounded,) = averaged(said(tmp_path, np.round(ema, 2)))
+    (rounded,) = averaged(said(tmp_path, np.round(ema, 3)))
     assert "rounded too much to be taken apart" in rounded
 
 
