@@ -1,4 +1,4 @@
-"""Reads CSV and TSV with a header: exports of W&B and trackio, Lightning's metrics.csv, Keras' CSVLogger, any other.
+"""Reads CSV and TSV with a header (or columns that blanks separate): exports of W&B and trackio, Lightning's metrics.csv, Keras' CSVLogger, any other.
 
 W&B names a column `run - metric` and adds `run - metric__MIN` and `__MAX`; each run becomes a run of its own.
 """
@@ -29,6 +29,7 @@ def sniff(source: Source) -> float:
     lines = [line for row in source.first_lines[:50] for line in row.splitlines() if not line.startswith("#")]
     if len(lines) < 2:
         return 0.0
+    lines = _of_blanks(lines)
     delimiter = _delimiter(lines[0])
     if delimiter is None:
         return 0.0
@@ -52,6 +53,9 @@ def read(source: Source, asked: Asked) -> tuple[Run, ...]:
         text = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
     text = text.strip("\n")
     first = next((line for line in text[:HEAD].splitlines() if line.strip()), "")
+    if _delimiter(first) is None:
+        text = "\n".join(_of_blanks(text.splitlines()))
+        first = next((line for line in text[:HEAD].splitlines() if line.strip()), "")
     delimiter = _delimiter(first) or ","
     notes = list(source.notes)
     table = _quick(text, delimiter) if len(text) > QUICK and '"' not in text else None
@@ -64,6 +68,13 @@ def read(source: Source, asked: Asked) -> tuple[Run, ...]:
         raise UnreadableRun(f"{source.name} is a table without a number; a curve needs a step and a loss in every row")
     tables = _of_runs(found, n_rows, notes)
     return runs(tables, source=source.name, reader=NAME, asked=asked)
+
+
+def _of_blanks(lines: Sequence[str]) -> list[str]:
+    """Lines whose columns are separated by blanks, with commas there instead."""
+    if any(d in line for line in lines[:50] for d in DELIMITERS):
+        return list(lines)
+    return [",".join(line.split()) for line in lines]
 
 
 def _delimiter(line: str) -> str | None:
