@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from math import inf, isnan
 from pathlib import Path
 from statistics import median
-from time import monotonic
+from time import monotonic, process_time
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -133,6 +133,8 @@ class Recorder:
         self.facts: dict[str, object] = {}  # what else the header says of the training, if set before the first step
         self._off = os.environ.get(DISABLE, "").lower() not in ("", "0", "false")
         self._closed = False
+        self._cpu_begun = process_time()
+        self._cpu_closed: float | None = None
         self._wanted_path = None if path is None else Path(path)
         self._name = name or type(model).__name__
         self._store_batches, self._max_bytes, self._closely = store_batches, max_bytes, closely
@@ -244,6 +246,11 @@ class Recorder:
     def path(self) -> Path | None:
         """The run folder; None before the first step is recorded, or when recording is off."""
         return self._folder.path if self._folder is not None else None
+
+    @property
+    def training_s(self) -> float:
+        """Processor time of this process since the recorder was made, until recording ended or now."""
+        return (process_time() if self._cpu_closed is None else self._cpu_closed) - self._cpu_begun
 
     @property
     def recording(self) -> bool:
@@ -673,7 +680,7 @@ class Recorder:
     def _close(self, reason: str) -> None:
         if self._closed:
             return
-        self._closed = True
+        self._closed, self._cpu_closed = True, process_time()
         if not self._off and sys.is_finalizing():  # the interpreter is going down: modules may be gone already
             self._off = True
         if not self._off:
