@@ -13,6 +13,12 @@ def test_a_quarter_of_the_training_and_half_a_minute_in_any_case() -> None:
     assert Allowance(math.inf).whole == math.inf
 
 
+def test_of_many_events_no_more_than_the_training() -> None:
+    assert Allowance(400.0, events=2).whole == 200.0
+    assert Allowance(400.0, events=50).whole == 400.0
+    assert Allowance(400.0, events=0).whole == 100.0
+
+
 def test_pairs_share_what_is_left_between_the_causes_that_wait() -> None:
     allowance = Allowance(10.0)
     allowance.whole = allowance.spent + 12.05

@@ -1,8 +1,9 @@
 """How long the proof of a run may take, and what of it is replayed when not everything fits.
 
-A proof should not cost as much as the training that it explains: a quarter of it, and half a minute in any case. It is
-counted in the processor time of this process, training and proof alike, so that a busy machine changes neither the
-share nor the verdicts. What decides a verdict comes first; what only describes is left out first.
+The proof of an event may take a quarter of the training's time, and half a minute in any case; that of many events no
+more than four of them, the whole training. It is counted in the processor time of this process, training and proof
+alike, so that a busy machine changes neither the share nor the verdicts. What decides a verdict comes first; what only
+describes is left out first.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import math
 from time import process_time
 
-SHARE = 0.25  # of the training's time
-FREE_S = 30.0  # in any case
+SHARE = 0.25  # of the training's time, for each event
+FREE_S = 30.0  # for each event in any case
+MOST_EVENTS = 4  # that are counted
 HEAVY_S = 60.0  # of training: from there on a probe may take no longer than a step
 STATES, PROFILES = 0.15, 0.55  # of the allowance, spent when the events and then their profiles are cut short
 LEAST_PROBE = 64  # samples; below it the network's own loss is too noisy to tell a tenth
@@ -23,11 +25,12 @@ class Allowance:
 
     Args:
         training_s: processor time of the training; infinite for a proof without a limit.
+        events: that are to be proven.
     """
 
-    def __init__(self, training_s: float) -> None:
+    def __init__(self, training_s: float, events: int = 1) -> None:
         self.training_s = training_s
-        self.whole = max(FREE_S, SHARE * training_s)
+        self.whole = max(FREE_S, SHARE * training_s) * max(1, min(events, MOST_EVENTS))
         self._began = process_time()
 
     @property
@@ -61,5 +64,7 @@ class Allowance:
 
 def too_long(seconds: float) -> str:
     """Why something is not replayed, and how to have it."""
-    whole = f"its replays would take about {seconds:.0f} s, and a proof may take a quarter of the training's time"
+    whole = (
+        f"its replays would take about {seconds:.0f} s, and the proof of an event may take a quarter of the training's"
+    )
     return f"{whole}; prove(..., full=True) makes them"

@@ -32,7 +32,6 @@ from whyspike.types import ArmName, Event, Suspicion, Trial
 PAIRS = 12  # 2**-12 = 2e-4 for the smallest p, so that Holm over a dozen causes can still reach .01
 LEAST_PAIRS = 8
 DECIDING = 3  # arms that decide: baseline, the first intervention, placebo
-PROFILE_REPLAYS = 24  # of one event: 15 batches skipped, and what follows from that
 PROFILE_PAIRS = 6  # for the interventions beside the deciding one: their numbers describe, they do not decide
 PLACEBO_DRAWS = 99  # for a single event: the smallest p is 1 / 100
 MOST_LATE = 3  # steps between a damaging step and the first plotted loss above the line
@@ -205,12 +204,13 @@ class Experiment:
         moved = [e for e in self.seen.events if e.kind == "spike" and not e.period and (e.state or 0) >= VISIBLE]
         if len(moved) > self.most:
             moved = [moved[int(k)] for k in np.linspace(0, len(moved) - 1, self.most)]
-        profiler, found, left_out = Profiler(self), {}, 0
+        profiler, found, left_out, left_out_s = Profiler(self), {}, 0, 0.0
         for done, event in enumerate(moved):
             if progress:
                 progress(f"looking for what sets event {event.id} off", done / len(moved))
-            if not self.allowance.fits(PROFILE_REPLAYS * self.per_replay, PROFILES):
-                left_out += 1
+            cost = profiler.replays(event) * self.per_replay
+            if not self.allowance.fits(cost, PROFILES):
+                left_out, left_out_s = left_out + 1, left_out_s + cost
                 continue
             try:
                 made = profiler.profile(event)
@@ -226,7 +226,7 @@ class Experiment:
             missing = (
                 *missing,
                 f"what sets {left_out} of {len(moved)} spikes off: their replays would take about "
-                f"{left_out * PROFILE_REPLAYS * self.per_replay:.0f} s more; prove(..., full=True) makes them",
+                f"{left_out_s:.0f} s more; prove(..., full=True) makes them",
             )
         self.seen = replace(self.seen, events=events, profiles=found, missing=missing)
         return self.seen

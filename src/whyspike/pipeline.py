@@ -105,10 +105,10 @@ def diagnose_recorder(
         )
     run = read(recorder.path)
     trials: dict[str, tuple[Trial, ...]] = {}
-    allowance = Allowance(inf if full else recorder.training_s)
     with recorder.paused():  # the replays pass through the same seams
         subject = Subject.of(recorder, run)
         seen = observe(run, subject, progress)
+        allowance = Allowance(inf if full else recorder.training_s, len(seen.events))
         if prove and subject is not None and seen.replayable:
             seen = _run_again(seen, subject, progress, allowance)
         if prove and subject is not None and seen.replayable and seen.events:

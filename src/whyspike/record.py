@@ -59,6 +59,7 @@ FLUSH_S = 1.0  # a killed process loses no more than this
 DRAIN_STEPS = (16, 64)
 STEADY_STEPS = 64  # steps without a change after which the lr is read when a batch is drawn, not at every update
 ALARM = 1.3  # a loss this much above the recent ones is looked at without waiting for DRAIN_STEPS
+SHORT_EPOCH = 8  # steps; its end and its begin are half of it
 EVENT_APART = 30  # steps between two events at least; nearer ones are one (detect.MERGE_STEPS)
 MOST_MICRO = 256  # micro-batches of one step that are kept; more means that rec.step() is not called
 NAN = float("nan")
@@ -638,11 +639,12 @@ class Recorder:
             middle = median(self._recent)
             height = inf if isnan(loss) or middle <= 0 else loss / middle
             # What the last update of an epoch did to the network shows in the first losses of the next one.
-            epoch, begun = context[:2]
+            # In a short epoch every step is near one, which says nothing.
+            (epoch, begun), last = context[:2], self._last_index()
             at_end = (
                 epoch >= 0
-                and self._last_index() != 0
-                and step - begun in (self._last_index(), *((0, 1, 2) if epoch > 0 else ()))
+                and (last is None or last >= SHORT_EPOCH)
+                and step - begun in (last, *((0, 1, 2) if epoch > 0 else ()))
             )
             # A new level is seen 16 steps late, a dip when it is over: the snapshot before its begin is wanted.
             events = self._detector.events if fresh else ()

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from whyspike.seams import Intervention
 
 NEAR = 0.5  # of the weights have a sqrt(v) below ten times eps (causes.md C8)
+WITHIN = 64  # steps between a snapshot and the event that it tells of
 LARGER = 1000.0  # times, in the replay
 
 
@@ -54,13 +55,18 @@ class AdamEpsTooSmall(Cause):
 
         eps = _eps(seen)
         events = [
-            e for e in seen.events if e.kind in ("spike", "divergence") and not e.period and (e.state or 2) >= 1.1
+            e
+            for e in seen.events
+            if e.kind in ("spike", "divergence", "level-shift") and not e.period and (e.state or 2) >= 1.1
         ]
         if eps is None or not events or not seen.run.capsules:
             return None
         looked = second_moments(seen.run.capsules)
-        near = [m for m in looked if any(0 <= e.step - m.step < 64 for e in events)]
-        if not near or float(np.median([m.near for m in near])) < NEAR:
+        # Each event by the last snapshot before it: while the network recovers, the second moment is large again.
+        before = {e.id: [m for m in looked if 0 <= e.step - m.step < WITHIN][-1:] for e in events}
+        events = [e for e in events if any(m.near >= NEAR for m in before[e.id])]
+        near = [m for e in events for m in before[e.id]]
+        if not near:
             return None
         evidence = [
             Evidence(
