@@ -15,6 +15,7 @@ from whyspike.types import Answer, Event, Outcome, Verdict
 
 ORDER: dict[Outcome, int] = {"confirmed": 0, "likely": 1, "inconclusive": 2, "untested": 3, "refuted": 4}
 EXACT = 0.05  # an exponent further from 0 is no mean (benchmarks/exponent.py: exact to rounding, .03 for mean of means)
+OF_NOTHING = 1e9  # times: the level was no loss to speak of
 LEAST_STEPS = 32  # fewer steps than that show neither a level nor a spike above it
 
 
@@ -131,7 +132,8 @@ def _harm(verdict: Verdict, events: Sequence[Event]) -> str:
     states = [e.state for e in events if e.state is not None and np.isfinite(e.state)]
     if verdict.harm == "damaging":
         worst = max(states, default=0.0)  # of the replay, which need not have the event
-        shown = f": the loss on fixed samples rises to {worst:.2g} times its level" if worst >= 1.1 else ""
+        times = f"{worst:.2g} times its level" if worst < OF_NOTHING else "a height from next to nothing"
+        shown = f": the loss on fixed samples rises to {times}" if worst >= 1.1 else ""
         return f"It damages the network{shown}."
     if verdict.silent:
         return "No event of this loss shows it."

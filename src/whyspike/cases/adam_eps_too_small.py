@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from whyspike.case import PLAIN, Case, Vary
 from whyspike.training import Training
 
-N, BATCH, STEPS = 360, 120, 6000
+N, BATCH, STEPS = 360, 120, 15000
 
 
 def cross_entropy(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
