@@ -148,7 +148,9 @@ def trend_over(run: Run, epoch: int) -> float:
 
 
 def quarters(run: Run, values: np.ndarray | None = None) -> np.ndarray | None:
-    """What the four quarters of an epoch have in common, about their mean, [4]; None without three whole epochs of four steps or more.
+    """What the four quarters of an epoch have in common, about their mean, [4].
+
+    None without three whole epochs of four steps or more.
 
     Args:
         values: [T], one for each row of the run; its log loss when not given.

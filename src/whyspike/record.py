@@ -413,7 +413,7 @@ class Recorder:
             self._hook_if_needed(step)
         kept, versions = keeper.hold(batch) if keeper is not None and len(draws) < MOST_MICRO else (None, None)
         if type(draws) is list:
-            draws.append((kept, versions, ids, n, rng_state() if self._rng.draws else None))
+            draws.append((kept, versions, ids, n, rng_state() if self._rng.draws or step == 0 else None))
             return
         if self._nominal < 0:
             self._set_nominal(n)
