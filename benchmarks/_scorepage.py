@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from _knownlogs import section as known_logs
 from _scored import PROBED
 
 from whyspike.stats import poisson_upper, wilson
@@ -101,6 +102,7 @@ def page(board: Board) -> str:
         _healthy(board),
         _faults(board),
         _cures(board),
+        known_logs(),
         _how(),
     ]
     return "\n\n".join(p for p in parts if p) + "\n"

@@ -2,12 +2,13 @@
 
     python benchmarks/fuzz_readers.py                    # 20,000 inputs, prints what broke
     python benchmarks/fuzz_readers.py --inputs 500 --seed 7
-    WHYSPIKE_REAL_LOGS=FOLDER python benchmarks/fuzz_readers.py
+    WHYSPIKE_REAL_LOGS=FOLDER python benchmarks/fuzz_readers.py --write    # writes docs/benchmarks/fuzz_readers.md
 
 Seeds are logs as each format writes them (and the real logs, where their folder is named), a few thousand bytes of
 each. An input is one of them after one to six mutations: bits flipped, a piece cut out, doubled, moved or put in from
 another log, numbers made huge, tiny, negative or no numbers, delimiters and line ends changed, head or tail lost. What
-is allowed is a run or an UnreadableRun, within 5 seconds; every 20th run is diagnosed as well.
+is allowed is a run or an UnreadableRun, within 5 seconds of the processor and 60 on the clock (the machine may have
+other work); every 20th run is diagnosed as well.
 """
 
 # ruff: noqa: E501  (lines of logs stay whole)
@@ -19,11 +20,13 @@ import os
 import random
 import re
 import signal
+import sqlite3
 import sys
 import tempfile
 import time
 import traceback
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +36,9 @@ from whyspike.observe import observe
 from whyspike.readers import read_all
 from whyspike.suspect import suspect
 
-LIMIT_S = 5
+LIMIT_S = 5  # of the processor
+CLOCK_S = 60
+OUT = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "fuzz_readers.md"
 PIECE = 6000  # bytes of a seed: more of the same finds nothing new
 ODD = (b"nan", b"inf", b"-inf", b"1e999", b"-1", b"0", b"99999999999999999999999", b"1e-320", b"", b"None", b"\xff\xfe",
        b"\x00", b'"', b"{", b"}", b"[", b",", b"\t", b"\n", b"\r", b"=", b":", b"%", b"\xe2\x82\xac")  # fmt: skip
@@ -54,11 +59,73 @@ def seeds(folder: Path) -> dict[str, bytes]:
             writer.add_scalar("train/loss", 1.0 / (k + 1), k)
     event = next((folder / "events").iterdir())
     made[event.name] = event.read_bytes()
+    made["run-abc.wandb"] = wandb_file()
+    made["mlflow.db"] = database(
+        folder,
+        "run_uuid TEXT, key TEXT, step INT, value REAL, is_nan INT, timestamp INT",
+        [("r", "loss", k, 2 / (k + 1), 0, k) for k in range(60)],
+        beside="latest_metrics",
+    )
+    made["trackio.db"] = database(
+        folder,
+        "id INTEGER PRIMARY KEY, timestamp TEXT, run_name TEXT, step INTEGER, metrics TEXT",
+        [(k, "", "r", k, f'{{"loss": {2 / (k + 1):.4f}}}') for k in range(60)],
+    )
+    made["mlrun/metrics/loss"] = rows("", lambda k, v: f"17000000{k:02d} {v:.5f} {k}")
+    made["recorded/record.frames"] = recorded(folder)
     real = os.environ.get("WHYSPIKE_REAL_LOGS")
     for path in sorted(Path(real).rglob("*")) if real else ():
         if path.is_file() and path.name != "README.md":
             made[path.name] = path.read_bytes()[:PIECE]
     return made
+
+
+def wandb_file() -> bytes:
+    """What W&B keeps of 60 steps, by hand: blocks of records, a history row in each."""
+
+    def field(number: int, content: bytes) -> bytes:
+        return bytes([number << 3 | 2, len(content)]) + content
+
+    raw = b":W&B\xee\xbe\x00"
+    for k in range(60):
+        item = field(2, b"loss")
+        history = field(1, item + b"\x82\x01" + bytes([6]) + f"{2 / (k + 1):.4f}".encode()) + field(2, bytes([8, k]))
+        record = field(2, history)
+        raw += b"\0\0\0\0" + len(record).to_bytes(2, "little") + b"\x01" + record
+    return raw
+
+
+def database(folder: Path, columns: str, rows_of: list[tuple[Any, ...]], beside: str = "") -> bytes:
+    """An SQLite file with a table `metrics`, and an empty one beside it."""
+    path = folder / "seed.db"
+    with closing(sqlite3.connect(path)) as made:
+        made.execute(f"CREATE TABLE metrics ({columns})")
+        if beside:
+            made.execute(f"CREATE TABLE {beside} (key TEXT)")
+        made.executemany(f"INSERT INTO metrics VALUES ({', '.join('?' * len(rows_of[0]))})", rows_of)
+        made.commit()
+    raw = path.read_bytes()
+    path.unlink()
+    return raw
+
+
+def recorded(folder: Path) -> bytes:
+    """The frames of a run that was recorded; its folder stays, for its header."""
+    import torch
+
+    import whyspike
+
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    with whyspike.watch(model, optimizer, path=folder / "recorded") as rec:
+        for _ in range(60):
+            loss = (model(torch.randn(4, 3)) ** 2).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            rec.step(loss)
+    return (folder / "recorded" / "record.frames").read_bytes()
 
 
 def rows(header: str, row: Any, n: int = 60) -> bytes:
@@ -157,24 +224,54 @@ def _too_long(signum: int, frame: Any) -> None:
     raise Hung
 
 
+def _page(asked: Any, logs: list[Any], outcomes: Counter[str], said: list[str], slowest: float) -> str:
+    return "\n".join(
+        [
+            "# Broken logs",
+            "",
+            f"Written by `python benchmarks/fuzz_readers.py --inputs {asked.inputs} --seed {asked.seed} --write`; its "
+            "docstring says how an input is made. Seeds: " + ", ".join(name for name, _ in logs) + ".",
+            "",
+            "| | |",
+            "|---|---|",
+            f"| inputs | {asked.inputs:,}, from {len(logs)} logs |",
+            f"| read | {outcomes['read']:,} |",
+            f"| of these diagnosed as well | {outcomes['diagnosed']:,} |",
+            f"| refused in words | {outcomes['refused in words']:,} |",
+            f"| crashed or over {LIMIT_S} s | {len(said)} kinds |",
+            f"| slowest | {slowest:.2f} s of the processor |",
+            "",
+            *(f"- {words}" for words in said),
+            *([""] if said else []),
+        ]
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Broken logs, given to every reader.")
     parser.add_argument("--inputs", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--write", action="store_true", help="write docs/benchmarks/fuzz_readers.md")
     asked = parser.parse_args()
     signal.signal(signal.SIGALRM, _too_long)
+    signal.signal(signal.SIGPROF, _too_long)
     rng, outcomes, broken, slowest = random.Random(asked.seed), Counter[str](), Counter[str](), 0.0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         logs = sorted(seeds(folder).items())
+        (folder / "mlrun").mkdir()
+        (folder / "mlrun" / "meta.yaml").write_text("run_id: r\n")
         for k in range(asked.inputs):
             (called, text), (_, other) = rng.choice(logs), rng.choice(logs)
             path = folder / called
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(mutated(rng, text, other))
-            start = time.perf_counter()
-            signal.alarm(LIMIT_S)
+            source = Source(folder / called.split("/")[0])
+            start = time.process_time()
+            signal.alarm(CLOCK_S)
+            signal.setitimer(signal.ITIMER_PROF, LIMIT_S)
             try:
-                runs = read_all(Source(path))
+                runs = read_all(source)
                 outcomes["read"] += 1
                 if k % 20 == 0:
                     suspect(observe(runs[-1]))
@@ -186,14 +283,17 @@ def main() -> int:
             except Exception:
                 last = traceback.format_exc().strip().splitlines()
                 broken[f"{called}: {last[-1]} ({last[-3].strip() if len(last) > 2 else ''})"] += 1
-                Path(f"{called}.broken").write_bytes(path.read_bytes()) if os.environ.get("KEEP") else None
+                Path(f"{path.name}.broken").write_bytes(path.read_bytes()) if os.environ.get("KEEP") else None
             finally:
                 signal.alarm(0)
-            slowest = max(slowest, time.perf_counter() - start)
+                signal.setitimer(signal.ITIMER_PROF, 0)
+            slowest = max(slowest, time.process_time() - start)
             path.unlink()
+    said = [f"{n} x {words}" for words, n in broken.most_common()]
+    if asked.write:
+        OUT.write_text(_page(asked, logs, outcomes, said, slowest), encoding="utf-8")
     print(f"{asked.inputs:,} inputs from {len(logs)} logs: {dict(outcomes)}; slowest {slowest:.2f} s")
-    for words, n in broken.most_common():
-        print(f"{n} x {words}")
+    print("\n".join(said))
     return int(bool(broken))
 
 

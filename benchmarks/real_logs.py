@@ -1,6 +1,8 @@
 """What is said about logs of trainings that nobody here ran.
 
-    WHYSPIKE_REAL_LOGS=FOLDER python benchmarks/real_logs.py    # writes docs/benchmarks/real_logs.md
+    WHYSPIKE_REAL_LOGS=FOLDER ./dev bench real_logs    # writes docs/benchmarks/real_logs.md
+
+and the section of docs/scoreboard.md that holds what is known to be true of them against what is said.
 
 The logs are not part of the project; tests/test_real_logs.py holds what is known to be true of them. No threshold was
 chosen on them.
@@ -14,6 +16,8 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from _knownlogs import renew
 
 from whyspike.errors import WhySpikeError
 from whyspike.logs.source import Source
@@ -52,6 +56,7 @@ def main() -> None:
             rows.append(f"| {path.name} | {d.run.reader} | {d.run.steps:,} | {took:.1f} | {answer} | {notes} |")
     PAGE.write_text(HEAD + "\n".join(rows) + "\n", encoding="utf-8")
     sys.stdout.write("\n".join(rows) + "\n")
+    renew()
 
 
 def _reader(path: Path) -> str:

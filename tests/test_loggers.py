@@ -167,11 +167,13 @@ def test_wandb_offline(home: Path) -> None:
     for k, v in enumerate(LOSS):
         wandb.log({"train": {"loss": v}, "lr": 0.1, "name": "text"}, step=2 * k)
     run.finish()
+    wandb.teardown()  # its service writes the last block when it ends
     (file,) = [p for p in (home / "wandb").glob("offline-run-*/*.wandb") if not p.parent.is_symlink()]
     for path in (file, file.parent, home / "wandb"):
         read = one(path)
         assert read.loss.tolist() == LOSS
         assert read.step.tolist() == [2 * k for k in range(N)]
+        assert not read.notes
     broken = home / "run-x.wandb"
     broken.write_bytes(file.read_bytes()[:-4000])
     assert [note.id for note in one(broken).notes][:1] == ["truncated-tail"]
@@ -200,20 +202,64 @@ def test_mlflow(home: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 @others
 def test_trackio(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("trackio", reason="trackio is not installed")
     monkeypatch.setenv("TRACKIO_DIR", str(home / "trackio"))
-    import sqlite3
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+    trackio = pytest.importorskip("trackio", reason="trackio is not installed")
+    trackio.init(project="p", name="run-1")
+    for k, v in enumerate(LOSS):
+        trackio.log({"train/loss": v, "lr": 0.1}, step=k)
+    trackio.finish()
+    (file,) = home.glob("trackio/*.db")
+    run = one(file)
+    assert run.reader == "trackio"
+    assert run.step.tolist() == list(range(N))
+    assert run.loss.tolist() == LOSS
 
-    # as trackio's sqlite_storage makes it; its own client needs a server
-    with sqlite3.connect(home / "p.db") as database:
-        database.execute(
-            "CREATE TABLE metrics (id INTEGER PRIMARY KEY AUTOINCREMENT, timestamp TEXT, run_name TEXT, step INTEGER, "
-            "metrics TEXT)"
-        )
-        rows = [("", "run-1", k, json.dumps({"train/loss": v})) for k, v in enumerate(LOSS)]
-        database.executemany("INSERT INTO metrics (timestamp, run_name, step, metrics) VALUES (?, ?, ?, ?)", rows)
-    database.close()
-    assert one(home / "p.db").loss.tolist() == LOSS
+
+@others
+@pytest.mark.parametrize("of", ["polars", "pandas"])
+@pytest.mark.parametrize("separator", [",", "\t", ";"])
+def test_tables_of_data_frames(tmp_path: Path, of: str, separator: str) -> None:
+    library = pytest.importorskip(of, reason=f"{of} is not installed")
+    path, frame = tmp_path / "log.txt", library.DataFrame({"step": range(N), "loss": LOSS, "lr": [0.1] * N})
+    frame.write_csv(path, separator=separator) if of == "polars" else frame.to_csv(path, sep=separator)
+    run = one(path)
+    assert run.step.tolist() == list(range(N))
+    assert run.loss.tolist() == LOSS
+    assert run.lr is not None
+
+
+def test_json_lines_and_the_lines_of_detectron2(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps({"step": k, "loss": v}) + "\n" for k, v in enumerate(LOSS)))
+    assert one(tmp_path / "log.jsonl").loss.tolist() == LOSS
+    # JSONWriter: every 20 iterations, sorted keys; an evaluation adds a line with the same iteration.
+    lines = [{"data_time": 0.01, "iteration": 20 * k + 19, "lr": 0.02, "total_loss": v} for k, v in enumerate(LOSS)]
+    lines.insert(300, {"bbox/AP": 0.3, "iteration": 20 * 299 + 19})
+    (tmp_path / "metrics.json").write_text("".join(json.dumps(x, sort_keys=True) + "\n" for x in lines))
+    run = one(tmp_path / "metrics.json")
+    assert run.loss.tolist() == LOSS
+    assert run.step.tolist() == [20 * k + 19 for k in range(N)]
+    assert run.lr is not None
+
+
+def test_a_run_that_was_recorded(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    import whyspike
+
+    model = torch.nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    written = []
+    with whyspike.watch(model, optimizer, path=tmp_path / "run") as rec:
+        for _ in range(100):
+            loss = (model(torch.ones(4, 3)) ** 2).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            rec.step(loss)
+            written.append(loss.item())
+    run = one(tmp_path / "run")
+    assert run.reader == "whyspike"
+    assert run.loss.tolist() == written
 
 
 @others
@@ -230,6 +276,42 @@ def test_lightning_csv_logger(home: Path) -> None:
     run = one(home / "x")
     assert run.loss.tolist() == LOSS
     assert run.steps_per_epoch == 60
+
+
+@others
+def test_lightning_trainer_with_two_loggers(home: Path) -> None:
+    lightning = pytest.importorskip("lightning", reason="lightning is not installed")
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    import torch
+    from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+    written: list[float] = []
+
+    class Net(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(4, 1)
+
+        def training_step(self, batch, index):  # type: ignore[no-untyped-def]
+            loss = ((self.layer(batch[0]) - 1) ** 2).mean()
+            self.log("train_loss", loss)
+            written.append(loss.item())
+            return loss
+
+        def configure_optimizers(self):  # type: ignore[no-untyped-def]
+            return torch.optim.SGD(self.parameters(), 0.01)
+
+    data = torch.utils.data.TensorDataset(torch.randn(60, 4, generator=torch.Generator().manual_seed(0)))
+    trainer = lightning.Trainer(
+        max_epochs=4, log_every_n_steps=1, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False, logger=[CSVLogger(str(home), name="c"), TensorBoardLogger(str(home), name="t")],
+    )  # fmt: skip
+    trainer.fit(Net(), torch.utils.data.DataLoader(data, batch_size=4))
+    for name, reader in (("c", "csv"), ("t", "tensorboard")):
+        run = one(home / name)
+        assert run.reader == reader
+        assert run.loss.tolist() == pytest.approx(written)
+        assert run.steps_per_epoch == 15
 
 
 @others

@@ -176,6 +176,13 @@ def test_dev_says_what_it_can_do(root):
     wrong = subprocess.run([sys.executable, root / "dev", "tset"], capture_output=True, text=True)
     assert wrong.returncode == 1
     assert "no command named 'tset'" in wrong.stderr
+    for given, said in (
+        (["test", "--extra", "logers"], "no extra named 'logers'"),
+        (["test", "--extra"], "needs the name"),
+    ):
+        wrong = subprocess.run([sys.executable, root / "dev", *given], capture_output=True, text=True)
+        assert wrong.returncode == 1
+        assert said in wrong.stderr
 
 
 def test_dev_and_ci_are_executable(root):

@@ -432,3 +432,31 @@ def test_lines_that_end_in_two_ways(tmp_path: Path) -> None:
         b"step,loss\n" + b"".join(b"%d,%.3f%s" % (k, 1 / (k + 1), b"\r" if k % 3 else b"\n") for k in range(40))
     )
     assert len(read_all(Source(path))[0]) == 40
+
+
+@pytest.mark.parametrize("schedule", ["steps", "cosine", "warm-up", "restart"])
+def test_a_learning_rate_that_changes_at_once_is_said(tmp_path: Path, schedule: str) -> None:
+    k = np.arange(300)
+    lr = {
+        "steps": 0.1 * 0.1 ** (k // 100),
+        "cosine": 0.05 * (1 + np.cos(np.pi * k / 300)),
+        "warm-up": 0.1 * np.minimum(1, (k + 1) / 20),
+        "restart": 0.05 * (1.01 + np.cos(np.pi * (k % 150) / 150)),
+    }[schedule]
+    loss = [*loss_of(100, 1.0), *loss_of(100, 0.5), *loss_of(100, 0.4)]
+    rows = "\n".join(f"{s},{v:.5f},{r:.6g}" for s, v, r in zip(k, loss, lr, strict=True))
+    (tmp_path / "a.csv").write_text(f"step,loss,lr\n{rows}\n")
+    (run,) = read_all(Source(tmp_path / "a.csv"))
+    said = [n.text for n in run.notes if n.id == "lr-steps"]
+    if schedule == "steps":
+        assert len(said) == 1
+        assert "0.1 to 0.01 at step 100 (the loss goes from 1 to 0.5)" in said[0]
+        assert "at step 200" in said[0]
+    elif schedule == "restart":
+        assert "at step 150" in said[0]
+    else:
+        assert not said
+
+
+def loss_of(n: int, level: float) -> list[float]:
+    return (level * (1 + 0.001 * np.sin(np.arange(n)))).tolist()

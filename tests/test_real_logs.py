@@ -93,14 +93,15 @@ def test_one_point_of_a_pinn_stands_out_and_nothing_is_claimed() -> None:
 def test_one_value_for_each_epoch_says_nothing_about_what_is_inside() -> None:
     made = of("brats-keras.csvlogger.csv")
     assert (made.answer.status, made.answer.cause) == ("cannot-say", None)
-    assert notes(made) == {"epoch-only"}
+    assert notes(made) == {"epoch-only", "lr-steps"}
     assert "inside an epoch cannot be told" in made.answer.sentence
 
 
 def test_a_resumed_detectron2_run_is_cut_back() -> None:
     made = of("bupt-detectron2.log.txt")
     assert made.answer.status == "healthy"
-    assert notes(made) == {"resume-overlap", "averaged-values"}
+    assert notes(made) == {"resume-overlap", "averaged-values", "lr-steps"}
+    assert any("0.02 to 0.002 at step 60,019" in n.text for n in made.run.notes)
     assert any("step 72,559 is followed by step 70,019" in n.text for n in made.run.notes)
     assert made.record is not None
     assert made.record.step.tolist() == list(range(19, 90_000, 20))
@@ -129,3 +130,12 @@ def test_duplicate_steps_of_tensorboard_are_read_without_loss() -> None:
     assert made.record is not None
     assert made.record.step.tolist() == list(range(200))
     assert notes(made) == {"resume-overlap"}
+
+
+def test_the_scoreboard_finds_all_that_is_known_and_nothing_else(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    import _knownlogs
+
+    for known in _knownlogs.KNOWN:
+        if (Path(FOLDER or "") / known.log).exists():
+            assert _knownlogs.judged(known, Path(FOLDER or ""))[1:] == ([], []), known.log

@@ -157,3 +157,13 @@ def test_the_command_scores_a_case(root):
     )
     assert made.returncode == 0, made.stderr
     assert "| 1 sum-reduction | **1** |" in made.stdout
+
+
+def test_the_section_of_published_logs_is_kept_where_the_logs_are_not(board, monkeypatch):
+    import _knownlogs
+
+    monkeypatch.delenv("WHYSPIKE_REAL_LOGS", raising=False)
+    stood = _knownlogs.standing("# x\n\n## Logs of trainings that nobody here ran\n\nOf 3 of 3.\n\n## How\n")
+    assert stood == "## Logs of trainings that nobody here ran\n\nOf 3 of 3."
+    assert _knownlogs.standing("# x\n\n## How\n") == ""
+    assert _knownlogs.section() == _knownlogs.standing(_knownlogs.PAGE.read_text(encoding="utf-8"))

@@ -34,14 +34,14 @@ class Convention:
     """How the user's loop treats the micro-batches of a step."""
 
     nominal: int  # micro-batches of an ordinary step
-    divides: str = "own"  # by the step's "own" number of micro-batches, or by the "nominal" one
+    divides: str = "own"  # by the step's "own" number of micro-batches, by the "nominal" one, or by "none"
     logs: str = "mean"  # "mean" of the micro-losses, or "sum": their sum over what is divided by
     noise: float | None = None  # of the best convention, relative; None where none had to be chosen
     rival: float | None = None  # of the best one that divides otherwise
 
     def rule(self, n_micro: int) -> StepRule:
         """The rule of a step with so many micro-batches."""
-        divisor = self.nominal if self.divides == "nominal" else n_micro
+        divisor = {"nominal": self.nominal, "none": 1}.get(self.divides, n_micro)
         return StepRule(accumulate=max(1, divisor), logs="sum" if self.logs == "sum" else "mean")
 
     @property

@@ -10,12 +10,16 @@ import numpy as np
 from whyspike import beside
 from whyspike.cause import Observation, catalogue, is_on_last_batch
 from whyspike.form import factor, percent
-from whyspike.logsigns import of_log
+from whyspike.logsigns import of_log, shape_of
 from whyspike.types import Answer, Event, Outcome, Verdict
 
 ORDER: dict[Outcome, int] = {"confirmed": 0, "likely": 1, "inconclusive": 2, "untested": 3, "refuted": 4}
 EXACT = 0.05  # an exponent further from 0 is no mean (benchmarks/exponent.py: exact to rounding, .03 for mean of means)
 OF_NOTHING = 1e9  # times: the level was no loss to speak of
+RECORD_IT = (
+    " A log does not hold what would tell the cause. Three lines record it: `with whyspike.watch(model, optimizer) as "
+    "rec:`, `for batch in rec.batches(loader):`, and `rec.step(loss)` after the update."
+)
 LEAST_STEPS = 32  # fewer steps than that show neither a level nor a spike above it
 
 
@@ -118,7 +122,7 @@ def _proof(verdict: Verdict, seen: Observation) -> str:
         if verdict.outcome == "confirmed":
             return ""
         if of_log(seen.run):
-            return "The log makes this likely; the training recorded with whyspike.watch would prove it."
+            return f"The log makes this likely. What would decide it: {catalogue()[verdict.cause].decides}."
         return "The record makes this likely; a replay would prove it."
     placebo = next((a for a in verdict.arms if a.arm == "placebo" and a.share_removed is not None), None)
     beside = f"; a placebo, {percent(placebo.share_removed or 0.0)}" if placebo is not None else ""
@@ -147,6 +151,9 @@ def _unexplained(seen: Observation, open_: Sequence[Event], verdicts: Sequence[V
     height = f", the highest {highest.reported:.3g} times its level" if highest.reported else ""
     tried = [v.cause for v in verdicts if v.outcome in ("inconclusive", "untested")]
     hint = f" Not decided: {', '.join(tried)}." if tried else ""
+    if of_log(seen.run):
+        hint += f" {words}" if (words := shape_of(seen.run, highest)) else ""
+        hint += RECORD_IT
     if len(open_) == 1 and (pattern := _pattern(seen, open_[0])):
         return f"{pattern} is not explained (first at step {open_[0].step}{height}).{hint}"
     known = beside.sentence(seen, open_)

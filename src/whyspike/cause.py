@@ -192,6 +192,8 @@ class Cause:
     one_event: ClassVar[bool] = False  # a run has few such events by its nature: one is ranked against placebo draws
     demo: ClassVar[str] = ""  # the case that shows it, where none is named as the cause
     title: ClassVar[str] = ""  # the headline: lower case, one sentence without a full stop, stands alone
+    # The cheapest thing that decides it where only a log is left; lower case, without a full stop.
+    decides: ClassVar[str] = "record the training with whyspike.watch and prove it"
 
     @property
     def id(self) -> str:

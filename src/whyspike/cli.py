@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -30,6 +30,10 @@ from whyspike.output import (
     put_diagnosis,
     say,
 )
+from whyspike.script import Command
+
+if TYPE_CHECKING:
+    from whyspike.training import Training
 
 FIRST_CASE = "double-averaged-loss"
 
@@ -147,11 +151,50 @@ def diagnose(
     return max(map(exit_code, made))
 
 
-@app.command
+@app.command(usage="Usage: whyspike run [OPTIONS] SCRIPT [ARGS…]")
+def run(
+    script: str,
+    /,
+    *arguments: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    module: Annotated[bool, Parameter(name=["--module", "-m"])] = False,
+    loss: str | None = None,
+    no_prove: bool = False,
+    folder: Path | None = None,
+    format: Format | None = None,
+    output: Output = None,
+    force: bool = False,
+) -> int:
+    """Run a training script unchanged, record it, and find the cause when it has ended. The exit code is its own.
+
+    Whatever comes after SCRIPT is handed to the script. Our result goes to standard error, or to FILE.
+
+    Args:
+        script: as you would give it to python.
+        arguments: of the script.
+        module: SCRIPT is the name of a module, as after python -m.
+        loss: the variable that backward() is called on, where the script has several losses.
+        no_prove: do not replay the steps around the events; diagnose what was recorded.
+        folder: where the record goes; whyspike-runs/SCRIPT-TIME when it is left out.
+        format: of the result; without it, what the name of FILE ends in, else full.
+        output: write the result to this file instead of standard error.
+        force: overwrite the file.
+    """
+    if output is not None:
+        claim(output, force=force)
+    from whyspike import scriptrun
+    from whyspike.script import Command
+
+    command = Command(script, arguments, module)
+    made = scriptrun.run_script(command, loss=loss, prove=not no_prove, folder=folder)
+    scriptrun.show(made, choose(format, output), output, force=force)
+    return scriptrun.exit_code(made.ended)
+
+
+@app.command(usage="Usage: whyspike prove [OPTIONS] TARGET [-- ARGS…]")
 def prove(
     target: str,
     /,
-    *,
+    *arguments: Annotated[str, Parameter(allow_leading_hyphen=True)],
     budget: float | None = None,
     full: bool = False,
     format: Format | None = None,
@@ -161,7 +204,8 @@ def prove(
     """Train, and find the cause by replaying the steps around each event with one thing changed. Runs your code.
 
     Args:
-        target: file.py:function, where the function returns a whyspike.Training; or a recorded run that names one.
+        target: file.py:function, where the function returns a whyspike.Training; a script; or a recorded run of either.
+        arguments: of the script, after --.
         budget: the most minutes to spend.
         full: replay with every change that there is, to see what each of them removes.
         format: of the result; without it, what the name of FILE ends in, else full.
@@ -174,6 +218,9 @@ def prove(
         raise WhySpikeError(f"--budget {budget} was given; it is the most minutes to spend and must be above 0")
     if output is not None:
         claim(output, force=force)
+    script = targets.script(target, arguments)
+    if script is not None:
+        return _prove_script(script, budget, choose(format, output), output, force=force)
     source = targets.resolve(target)
     from whyspike import pipeline
 
@@ -183,12 +230,40 @@ def prove(
     return exit_code(diagnosis)
 
 
-@app.command
-def check(target: str, /, *, format: Format | None = None, output: Output = None, force: bool = False) -> int:
+def _prove_script(
+    script: tuple[Command, Path], budget: float | None, format: Format, output: Path | None, *, force: bool
+) -> int:
+    """Run the script with a closer record, its output on standard error, and again with one thing changed."""
+    from contextlib import redirect_stdout
+
+    from whyspike import scriptrun
+
+    command, cwd = script
+    os.chdir(cwd)
+    with redirect_stdout(sys.stderr):
+        made = scriptrun.run_script(command, closely=True, rerun=True, budget=budget)
+    for note in made.notes:
+        say(note)
+    if not made.diagnoses:
+        return made.ended.code or 2
+    put_diagnoses(made.diagnoses, format, output, force=force)
+    return max(map(exit_code, made.diagnoses))
+
+
+@app.command(usage="Usage: whyspike check [OPTIONS] TARGET [-- ARGS…]")
+def check(
+    target: str,
+    /,
+    *arguments: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    format: Format | None = None,
+    output: Output = None,
+    force: bool = False,
+) -> int:
     """Look at a setup before it trains. Findings give the exit code 1; notes do not. Runs your code.
 
     Args:
-        target: file.py:function, where the function returns a whyspike.Training; or a recorded run that names one.
+        target: file.py:function, where the function returns a whyspike.Training; a script; or a recorded run of either.
+        arguments: of the script, after --.
         format: of the result; full, concise, json, markdown or github.
         output: write the result to this file instead of standard output.
         force: overwrite the file.
@@ -197,12 +272,27 @@ def check(target: str, /, *, format: Format | None = None, output: Output = None
 
     if output is not None:
         claim(output, force=force)
-    source = targets.resolve(target)
+    script = targets.script(target, arguments)
+    if script is not None:
+        source = _first_steps(*script)
+    else:
+        source = targets.resolve(target)
     from whyspike import preflight
 
     result = preflight.check(source)
     put(preflight_text(result, choose(format, output)), output, force=force)
     return int(bool(result.findings))
+
+
+def _first_steps(command: Command, cwd: Path) -> Training:
+    """Run the first steps of the script, its output on standard error."""
+    from contextlib import redirect_stdout
+
+    from whyspike import scriptcheck
+
+    os.chdir(cwd)
+    with redirect_stdout(sys.stderr):
+        return scriptcheck.training_of(command)
 
 
 @app.command
@@ -265,8 +355,8 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     try:
-        tokens = sys.argv[1:] if arguments is None else arguments
-        code = app([*tokens], exit_on_error=False, result_action="return_value")
+        tokens = _script_apart(sys.argv[1:] if arguments is None else arguments)
+        code = app(tokens, exit_on_error=False, result_action="return_value")
         sys.stdout.flush()
     except CycloptsError:
         return 2  # cyclopts has said on stderr what is wrong
@@ -288,6 +378,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception:
         return _fault()
     return code if isinstance(code, int) else 0
+
+
+def _script_apart(tokens: Sequence[str]) -> list[str]:
+    """The tokens; after `run`, a `--` in front of the script, for what follows is not ours to read."""
+    if not tokens or tokens[0] != "run":
+        return [*tokens]
+    at = 1
+    while at < len(tokens) and tokens[at].startswith("-") and tokens[at] != "--":
+        at += 2 if tokens[at] in ("--loss", "--folder", "--format", "--output", "-o") else 1
+    rest = tokens[at + 1 :] if tokens[at : at + 1] == ["--"] else tokens[at:]
+    return [*tokens[:at], *(["--", *rest] if rest else ())]
 
 
 def _where(error: WhySpikeError) -> str:

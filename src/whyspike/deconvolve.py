@@ -165,8 +165,9 @@ def closing(curve: np.ndarray, epoch: np.ndarray, weight: np.ndarray) -> Closing
     slopes, jumps, recovered, rows = [], [], [], []
     ends: float | None = None
     last_level = before = 0.0
-    for e in np.unique(epoch)[:MOST]:
-        part = np.flatnonzero((epoch == e) & np.isfinite(curve))
+    order = np.argsort(epoch, kind="stable")
+    for rows_of in np.split(order, np.flatnonzero(np.diff(epoch[order])) + 1)[:MOST]:
+        part = rows_of[np.isfinite(curve[rows_of])]
         m, w = curve[part], weight[part]
         if len(part) < 12:
             ends = None
@@ -193,7 +194,8 @@ def closing(curve: np.ndarray, epoch: np.ndarray, weight: np.ndarray) -> Closing
         return None
     rng = np.random.default_rng(0)
     picks = [np.arange(len(made)), *(rng.integers(0, len(made), len(made)) for _ in range(400))]
-    fits = [_slope([made[k] for k in pick]) for pick in picks]
+    covered, spread = (np.array(v) for v in zip(*(_products(*part) for part in made), strict=True))
+    fits = [float(covered[pick].sum() / spread[pick].sum()) for pick in picks]  # each epoch with a level of its own
     low, high = np.quantile(fits[1:], [0.025, 0.975])
     return Closing(
         slope=fits[0],
@@ -206,8 +208,7 @@ def closing(curve: np.ndarray, epoch: np.ndarray, weight: np.ndarray) -> Closing
     )
 
 
-def _slope(parts: list[tuple[np.ndarray, np.ndarray]]) -> float:
-    """Slope within the epochs, each with a level of its own."""
-    x = np.concatenate([p - p.mean() for p, _ in parts])
-    y = np.concatenate([q - q.mean() for _, q in parts])
-    return float((x * y).sum() / (x * x).sum())
+def _products(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """The sums of xy and xx about the means."""
+    x, y = x - x.mean(), y - y.mean()
+    return float((x * y).sum()), float((x * x).sum())

@@ -61,7 +61,7 @@ CALIBRATED = Thresholds(
     ),
     probe=Lines(
         memory=512,
-        high_tail=13.0,
+        high_tail=9.0,
         high_linear=inf,
         high_floor=0.3,
         low_tail=3.0,

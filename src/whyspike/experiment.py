@@ -380,7 +380,7 @@ class Experiment:
     ) -> Trial:
         made = self.replay(pair, intervention, horizon)
         onset = onset_of(made)
-        reported_reference = _reported_reference(self.seen, made.event_step)
+        reference = reported_reference(self.seen, made.event_step)
         state_reference = level_before(made)
         recorded = arm == "baseline" and pair.redraw is None
         return Trial(
@@ -394,7 +394,7 @@ class Experiment:
             event_step=made.event_step,
             reported=made.reported,
             state=made.state,
-            reported_reference=reported_reference,
+            reported_reference=reference,
             state_reference=state_reference,
             excess=excess(
                 measure,
@@ -402,7 +402,7 @@ class Experiment:
                 state=made.excess_state,
                 onset=onset,
                 length=1 if pair.event.period else pair.event.last_step - pair.event.step + 1,
-                reported_reference=reported_reference,
+                reported_reference=reference,
                 state_reference=state_reference,
                 direction=_direction(self.seen, measure, pair.event, made.event_step),
             ),
@@ -424,7 +424,7 @@ def _direction(seen: Observation, measure: Measure, event: Event, step: int) -> 
     if measure != "jump":
         return 1.0
     row = int(np.searchsorted(seen.run.step, step))
-    return -1.0 if jump(seen.run.loss.tolist()[: row + 64], row, _reported_reference(seen, step)) < 0 else 1.0
+    return -1.0 if jump(seen.run.loss.tolist()[: row + 64], row, reported_reference(seen, step)) < 0 else 1.0
 
 
 def _moved(event: Event, late: int, factor: float) -> Event:
@@ -459,7 +459,7 @@ def level_before(made: Replayed) -> float:
     return float(np.median([made.state_before, *made.state[: onset_of(made)]]))
 
 
-def _reported_reference(seen: Observation, step: int) -> float:
+def reported_reference(seen: Observation, step: int) -> float:
     """Median of the finite logged losses of full-size batches in the 64 steps before."""
     run = seen.run
     rows = (run.step >= step - 64) & (run.step < step) & np.isfinite(run.loss)

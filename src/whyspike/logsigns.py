@@ -18,6 +18,7 @@ CHANCE = 0.02  # of single events falling one into each epoch: 6 or more epochs
 ORDINARY = 3.0  # times the median of the finite losses before: higher ones grow towards what is not finite
 BEFORE = 8  # of these losses
 NEAR = 5  # steps above the line after a peak that still are of it
+MEMORY = 0.1  # of a spike's height: a loss that is lower has forgotten it
 MOSTLY = 0.5  # of the epochs
 LEAST_ALONE = 3  # spikes of a training whose steps all see the same data
 
@@ -57,13 +58,64 @@ def _peaks(run: Run, spikes: Sequence[Event]) -> list[int]:
     line = 0.5 * min(log(e.reported) if e.reported and e.reported > 1 else 0.0 for e in spikes)
     found: list[int] = []
     last = 0
-    for row in range(1, len(run)) if line > 0 else ():
-        base = float(np.median(run.loss[max(0, row - MEDIAN_STEPS) : row]))
-        if base > 0 and run.loss[row] > base * exp(line):
-            if not found or row - last > NEAR:
-                found.append(row)
-            last = row
+    for row in _above(run.loss, exp(line)) if line > 0 else ():
+        if not found or row - last > NEAR:
+            found.append(row)
+        last = row
     return found
+
+
+def _above(loss: np.ndarray, factor: float) -> list[int]:
+    """The rows whose loss is so many times the median of the 64 before them, where that is above 0."""
+    from scipy.ndimage import minimum_filter1d
+
+    clear = np.where(np.isfinite(loss), loss, np.inf)
+    # Of the 64 rows before each: what is not above their lowest by the factor is not above their median.
+    lowest = minimum_filter1d(clear, MEDIAN_STEPS, mode="constant", cval=np.inf, origin=MEDIAN_STEPS // 2 - 1)
+    lowest = np.append(np.inf, lowest[:-1])
+    with np.errstate(invalid="ignore"):
+        maybe = np.flatnonzero((loss > lowest * factor) | (lowest <= 0))
+    level = np.array([float(np.median(loss[:r])) if r else np.nan for r in maybe[maybe < MEDIAN_STEPS].tolist()])
+    late = maybe[maybe >= MEDIAN_STEPS]
+    if len(late):
+        windows = np.lib.stride_tricks.sliding_window_view(loss, MEDIAN_STEPS)
+        parts = np.array_split(late, -(-len(late) // 8192))
+        level = np.concatenate([level, *(np.median(windows[part - MEDIAN_STEPS], axis=1) for part in parts)])
+    return maybe[(level > 0) & (loss[maybe] > factor * level)].tolist()
+
+
+def shape_of(run: Run, event: Event) -> str:
+    """What the shape of an event says: a batch or the plotted number, or the network itself; empty where nothing."""
+    if any(note.id in ("averaged-values", "epoch-only", "sampled-values") for note in run.notes):
+        return ""
+    if event.kind == "non-finite":
+        first = int(np.searchsorted(run.step, event.step))
+        rest = run.loss[first:]
+        if np.isfinite(rest).any():
+            return "The loss is finite again afterwards: the network was not lost, that step's number was."
+        return "No value after it is finite: from there on the network itself holds nan or inf."
+    if event.kind == "divergence":
+        return "The loss does not come back: the network itself moved, and no single batch does that to all others."
+    if event.kind != "spike" or event.period:
+        return ""
+    row = int(np.searchsorted(run.step, event.step))
+    last = int(np.searchsorted(run.step, event.last_step, side="right"))
+    before = run.loss[max(0, row - MEDIAN_STEPS) : row]
+    part = run.loss[row:last]
+    if len(before) < BEFORE or not np.isfinite(part).all():
+        return ""
+    level, peak = float(np.median(before)), row + int(part.argmax())
+    line = level + MEMORY * (float(run.loss[peak]) - level)
+    after = run.loss[peak + 1 : peak + 1 + MEDIAN_STEPS]
+    below = np.flatnonzero(after <= line)
+    if not len(after) or not len(below):
+        return ""
+    if below[0] == 0:
+        return "The next value is back at the level: that batch or its number stands out, and the network kept nothing."
+    return (
+        f"The loss comes down over {below[0] + 1} values: the network itself had moved, by a large update or a step "
+        "size that its curvature does not bear."
+    )
 
 
 def lr_goes_with_the_epoch(run: Run) -> bool:

@@ -21,6 +21,7 @@ from whyspike.training import Training
 from whyspike.types import Diagnosis, Evidence, Harm, Note, Outcome, Run, RunInfo, Suspicion, Trial, Verdict
 
 if TYPE_CHECKING:
+    from whyspike.arms import ScriptSource
     from whyspike.case import Case
     from whyspike.judge import Judged
     from whyspike.logs.assemble import Asked
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from whyspike.replay import Subject
 
 Progress = Callable[[str, float], None]
+Again = Callable[[Observation, Sequence[Suspicion]], tuple[tuple[Suspicion, ...], dict[str, tuple[Trial, ...]]]]
 
 
 def diagnose(
@@ -86,16 +88,25 @@ def diagnose_all(
 
 
 def diagnose_recorder(
-    recorder: Recorder, *, prove: bool = False, full: bool = False, progress: Progress | None = None
+    recorder: Recorder,
+    *,
+    prove: bool = False,
+    full: bool = False,
+    again: Again | None = None,
+    progress: Progress | None = None,
 ) -> Diagnosis:
     """Diagnose what a recorder holds, with the model and the data at hand.
 
     With `prove`, the steps around the events are replayed; the user's model, optimizer and random generators are put
     back bitwise. The trials are stored in the run folder.
+
+    Args:
+        again: makes the trials of some suspicions by running the whole training again, where nothing can be replayed.
     """
     from whyspike import runfolder
     from whyspike.readers import read
     from whyspike.replay import Subject
+    from whyspike.tape import TapedLoss
 
     recorder.flush()
     if recorder.path is None:
@@ -106,8 +117,11 @@ def diagnose_recorder(
     run = read(recorder.path)
     trials: dict[str, tuple[Trial, ...]] = {}
     with recorder.paused():  # the replays pass through the same seams
-        subject = Subject.of(recorder, run)
+        subject, said = Subject.of(recorder, run), ()
+        if subject is not None and isinstance(recorder.loss_fn, TapedLoss):
+            subject, said = _trusted(subject, progress)
         seen = observe(run, subject, progress)
+        seen = replace(seen, missing=(*seen.missing, *said))
         allowance = Allowance(inf if full else recorder.training_s, len(seen.events))
         if prove and subject is not None and seen.replayable:
             seen = _run_again(seen, subject, progress, allowance)
@@ -118,6 +132,9 @@ def diagnose_recorder(
             runfolder.append_trials(recorder.path, [t for made in trials.values() for t in made])
         else:
             suspicions = suspect(seen)
+            if prove and again is not None and seen.events:
+                suspicions, trials = again(seen, suspicions)
+                runfolder.append_trials(recorder.path, [t for made in trials.values() for t in made])
     made = _conclude(seen, suspicions, trials)
     runfolder.write_diagnosis(recorder.path, made)
     return made
@@ -176,7 +193,7 @@ def prove(
     made = diagnose_recorder(recorder, prove=True, full=full, progress=progress)
     left = None if budget is None else budget * 60 - (time.monotonic() - started)
     if verify_cures and callable(source) and recorder.path is not None:
-        made = _verify(made, source, took, left, progress)
+        made = verified(made, source, took, left, progress)
         runfolder.write_diagnosis(recorder.path, made)
     return made
 
@@ -235,6 +252,19 @@ def demo(case: Case, *, healthy: bool = False, seed: int = 0, progress: Progress
 
 
 # --------------------------------------------------------------------------- the stages behind
+
+
+def _trusted(subject: Subject, progress: Progress | None) -> tuple[Subject | None, tuple[str, ...]]:
+    """The subject with those windows alone in which the script's taped loss gives bitwise the record."""
+    from whyspike.tape import trusted
+
+    n = len(subject.run.capsules)
+    stay, reason = trusted(subject, progress)
+    if not stay:
+        return None, (f"replays: the tape of the script's loss is not the script ({reason or 'no step was kept'})",)
+    if stay < n:
+        return subject, (f"{n - stay} of {n} stretches of the run: there the tape is not the script ({reason})",)
+    return subject, ()
 
 
 def _run_again(seen: Observation, subject: Subject, progress: Progress | None, allowance: Allowance) -> Observation:
@@ -388,14 +418,18 @@ def _harm(
     return "damaging" if any(s >= 1.1 for s in states) else "cosmetic"
 
 
-def _verify(
+def verified(
     made: Diagnosis,
-    source: Callable[..., Training],
+    source: Callable[..., Training] | ScriptSource,
     seconds_per_training: float,
     seconds_left: float | None,
     progress: Progress | None,
 ) -> Diagnosis:
-    """Verify the cures of the answer from scratch, if there is something to cure and time to do it."""
+    """Verify the cures of the answer from scratch, if there is something to cure and time to do it.
+
+    Args:
+        seconds_left: None for any number.
+    """
     from whyspike.verify import SEEDS, verify
 
     if not made.verdicts or made.answer.cause is None or made.answer.harm == "none":
@@ -412,8 +446,8 @@ def _verify(
             ),
         )
     try:
-        verified = verify(source, cures, progress=progress)
+        judged = verify(source, cures, progress=progress)
     except WhySpikeError as error:
         return replace(made, missing=(*made.missing, f"the cures from scratch: {error}"))
     first, *rest = made.verdicts
-    return replace(made, verdicts=(replace(first, cures=verified), *rest))
+    return replace(made, verdicts=(replace(first, cures=judged), *rest))

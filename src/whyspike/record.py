@@ -31,7 +31,6 @@ from whyspike import batches, clipwatch, probeset
 from whyspike.boundarywatch import BoundaryWatch
 from whyspike.cliporder import ClipOrder, unscaled_by
 from whyspike.errors import BadTraining
-from whyspike.frozen import rng_state
 from whyspike.gradwatch import GradWatch
 from whyspike.hyper import Hyper, hyperparameters, without_lr
 from whyspike.keeper import Keeper
@@ -413,7 +412,7 @@ class Recorder:
             self._hook_if_needed(step)
         kept, versions = keeper.hold(batch) if keeper is not None and len(draws) < MOST_MICRO else (None, None)
         if type(draws) is list:
-            draws.append((kept, versions, ids, n, rng_state() if self._rng.draws or step == 0 else None))
+            draws.append((kept, versions, ids, n, self._rng.note_more(before)))
             return
         if self._nominal < 0:
             self._set_nominal(n)
@@ -687,7 +686,11 @@ class Recorder:
             self._off = True
         if not self._off:
             try:
-                learned = {"accumulate": self._micro_per_step, "probe": self._measures.probe_off is None}
+                learned = {
+                    "accumulate": self._micro_per_step,
+                    "probe": self._measures.probe_off is None,
+                    "loss_fn": self.loss_fn is not None,
+                }
                 self._writer.mark(self._step, "facts", learned)
                 self._drain()
                 if self._keeper is not None and self._step:

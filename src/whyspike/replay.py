@@ -28,6 +28,7 @@ from whyspike.excess import JUMP_STEPS
 from whyspike.frozen import frozen
 from whyspike.loader_order import fetch
 from whyspike.seams import BASELINE, Intervention, LossFn, StepContext, StepRule, training_step
+from whyspike.tape import TapedLoss
 from whyspike.types import Run
 
 if TYPE_CHECKING:
@@ -134,6 +135,11 @@ class Subject:
         self.rng = np.random.default_rng(seed)
         nominal = run.facts.get("accumulate")
         self.convention = Convention(nominal=nominal if isinstance(nominal, int) and nominal > 0 else 1)
+        if isinstance(loss_fn, TapedLoss):  # what backward was called on is known, not how it was made
+            divided = loss_fn.divisor is not None
+            self.convention = Convention(
+                nominal=loss_fn.divisor or 1, divides="nominal" if divided else "none", logs="sum"
+            )
         self._probe_s: float | None = None
         self._loaded: dict[Path, capsule.Capsule] = {}
 
@@ -323,7 +329,8 @@ class Subject:
     def learn_convention(self) -> None:
         """Find out by replays how the loop treats a window that an epoch cut short. Call it inside `kept()`."""
         nominal = self.convention.nominal
-        for path in self.run.capsules if nominal > 1 else ():
+        known = isinstance(self.loss_fn, TapedLoss) and self.loss_fn.divisor is None
+        for path in self.run.capsules if nominal > 1 and not known else ():
             steps = self.capsule(path).steps
             cut = next(cut_windows(steps, nominal), None)
             if cut is not None:

@@ -67,6 +67,14 @@ class RngNotes:
         self._starts = self._evaluated = False
         return noted
 
+    def note_more(self, before: dict[str, Any] | None) -> dict[str, Any] | None:
+        """The same for a further batch of an accumulated step."""
+        now = None
+        if before is not None and not self.draws:
+            now = frozen.rng_state()
+            self.draws = not same_rng(before, now)
+        return (now or frozen.rng_state()) if self.draws else None
+
 
 def same_rng(a: dict[str, Any], b: dict[str, Any], *, torch_too: bool = True) -> bool:
     """Whether two states of `frozen.rng_state` are the same; with torch_too=False those of Python and numpy alone."""

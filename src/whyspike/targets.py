@@ -6,11 +6,12 @@ import importlib.util
 import inspect
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from whyspike.errors import BadTraining, NotReplayable
+from whyspike.script import Command
 
 if TYPE_CHECKING:
     from whyspike.training import Training
@@ -36,6 +37,32 @@ def resolve(target: str) -> Training | Callable[..., Training]:
     if path.is_file():
         raise BadTraining(f"{target} is neither a Python file nor the folder of a recorded run; write {EXAMPLE}")
     raise BadTraining(f"there is no file or folder named {target}; write {EXAMPLE}")
+
+
+def script(target: str, arguments: Sequence[str] = ()) -> tuple[Command, Path] | None:
+    """The script that TARGET names, itself or as a recorded run of it, and the folder it runs in; None for neither.
+
+    Raises:
+        BadTraining: the script of the run is not there any more.
+    """
+    path = Path(target)
+    if path.suffix == ".py" and path.is_file():
+        return Command(str(path), tuple(arguments)), Path.cwd()
+    header = path / "run.json"
+    if not header.is_file():
+        return None
+    try:
+        facts = json.loads(header.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    words = facts.get("command") if isinstance(facts, dict) else None
+    if not words:
+        return None
+    module, cwd = words[0] == "-m", Path(facts.get("cwd", "."))
+    name, *given = words[1:] if module else words
+    if not cwd.is_dir() or not (module or (cwd / name).is_file()):
+        raise BadTraining(f"the script {cwd / name} of the run {target} is not there any more; name it: {EXAMPLE}")
+    return Command(name, tuple(arguments or given), module), cwd
 
 
 def stored(target: str) -> str | None:

@@ -11,10 +11,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from whyspike.arms import ScriptSource, Wanted
 from whyspike.cause import ScratchCure
 from whyspike.detect import Detector
 from whyspike.rerun import Source, Trained, train
-from whyspike.seams import BASELINE
+from whyspike.seams import BASELINE, Intervention
 from whyspike.types import Cure
 
 SEEDS = (1001, 1002, 1003)  # not the seed that was diagnosed
@@ -34,7 +35,11 @@ def spikes(trained: Trained) -> int:
 
 
 def verify(
-    source: Source, cures: Sequence[ScratchCure], *, seeds: Sequence[int] = SEEDS, progress: Progress | None = None
+    source: Source | ScriptSource,
+    cures: Sequence[ScratchCure],
+    *,
+    seeds: Sequence[int] = SEEDS,
+    progress: Progress | None = None,
 ) -> tuple[Cure, ...]:
     """The cures, each with `verified` and `numbers`. Cures that cannot be trained at the seams come back as they are.
 
@@ -42,22 +47,25 @@ def verify(
     not worse; one that only protects the weights when the final probe loss is better while the plotted spike stays.
     """
     makers = {c.make().words: c for c in cures if c.make is not None}
-    total = (len(makers) + 1) * len(seeds)
-    done = 0
-
-    def run(words: str, make: Callable) -> list[Trained]:
-        nonlocal done
-        trained = []
-        for seed in seeds:
-            if progress:
-                progress(f"training from scratch: {words}", done / total)
-            trained.append(train(source, make(), seed=seed))
-            done += 1
-        return trained
-
-    sick = run("as it was", lambda: BASELINE)
-    cured = {words: run(words, c.make) for words, c in makers.items() if c.make is not None}
+    changes = [BASELINE] + [c.make() for c in makers.values() if c.make is not None]
+    trained = _trained(source, [(change, seed) for change in changes for seed in seeds], progress)
+    groups = [trained[k : k + len(seeds)] for k in range(0, len(trained), len(seeds))]
+    sick, cured = groups[0], dict(zip(makers, groups[1:], strict=True))
     return tuple(c.cure if c.make is None else _judged(c, sick, cured[c.make().words]) for c in cures)
+
+
+def _trained(
+    source: Source | ScriptSource, arms: Sequence[tuple[Intervention, int]], progress: Progress | None
+) -> list[Trained]:
+    """The trainings in their order; those of a script in processes of their own."""
+    if isinstance(source, ScriptSource):
+        return source.train([Wanted(intervention=change, seed=seed) for change, seed in arms], progress)
+    made = []
+    for change, seed in arms:
+        if progress:
+            progress(f"training from scratch: {change.words}", len(made) / len(arms))
+        made.append(train(source, change, seed=seed))
+    return made
 
 
 def _judged(scratch: ScratchCure, sick: Sequence[Trained], cured: Sequence[Trained]) -> Cure:

@@ -46,6 +46,7 @@ class AdaptiveEos(Cause):
     rank = 30
     measure = "state"
     title = "full-batch training is at the edge of stability"
+    decides = "record the training with whyspike.watch and prove it: it measures the sharpness before each spike"
 
     def signature(self, seen: Observation) -> Suspicion | None:
         profiles = [p for p in seen.profiles.values() if p.same_batch]

@@ -45,6 +45,9 @@ class DoubleAveragedLoss(Cause):
     needs = ("n_samples",)
     rank = 10
     title = "the loss is divided by the batch size twice"
+    decides = (
+        "compute the loss of one batch, and of that batch twice over; a mean is the same, a loss divided twice is half"
+    )
 
     def preflight(self, setup: Setup) -> Finding | None:
         if setup.exponent is None or abs(setup.exponent.alpha + 1) > EXACT:

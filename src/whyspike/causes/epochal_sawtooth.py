@@ -70,6 +70,7 @@ class EpochalSawtooth(Cause):
     measure = "rise"
     demo = "gru-recommender"
     title = "the training loss is lowest where the samples were seen most recently"
+    decides = "train one epoch with RandomSampler(dataset, replacement=True); the teeth must go"
 
     def signature(self, seen: Observation) -> Suspicion | None:
         from whyspike.pattern import quarters

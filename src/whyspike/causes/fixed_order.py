@@ -51,6 +51,9 @@ class FixedOrder(Cause):
     window = "epoch"
     measure = "pattern"
     title = "the data come in the same order in every pass"
+    decides = (
+        "train one epoch with DataLoader(..., shuffle=True), or with sampler.set_epoch(epoch); the pattern must go"
+    )
 
     def preflight(self, setup: Setup) -> Finding | Note | None:
         order = setup.order

@@ -37,6 +37,7 @@ class LengthGrouped(Cause):
     rank = 57
     harmless = True
     title = "the batches are sorted by length"
+    decides = "train one epoch with group_by_length=False; the wave must go"
 
     def signature(self, seen: Observation) -> Suspicion | None:
         ramp = seen.curve.oscillation if seen.curve is not None else None

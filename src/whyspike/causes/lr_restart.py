@@ -47,6 +47,7 @@ class LrRestart(Cause):
     rank = 25
     measure = "state"
     title = "the learning rate jumps up again"
+    decides = "train on from just before the rise with the learning rate held; the jump must go"
 
     def signature(self, seen: Observation) -> Suspicion | None:
         rises = lr_rises(seen.run)

@@ -51,6 +51,9 @@ class MemorizationStep(Cause):
     harmless = True
     one_event = True
     title = "the network remembers its samples: the loss steps down where an epoch begins"
+    decides = (
+        "compare the loss of 256 samples that were trained on once with that of 256 that never were; the first is lower"
+    )
 
     def signature(self, seen: Observation) -> Suspicion | None:
         stairs = seen.curve.staircase if seen.curve is not None else None

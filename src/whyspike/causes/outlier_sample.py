@@ -49,6 +49,7 @@ class OutlierSample(Cause):
     rank = 10
     measure = "state"
     title = "single samples are far from all others"
+    decides = "log the sample ids of each step; the one that all high batches share is it"
 
     def signature(self, seen: Observation) -> Suspicion | None:
         named = [p for p in seen.profiles.values() if p.kind == "one sample"]

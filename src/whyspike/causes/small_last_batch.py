@@ -45,6 +45,7 @@ class SmallLastBatch(Cause):
     needs = ("n_samples",)
     rank = 20
     title = "the last batch of each epoch is much smaller than the others"
+    decides = "train one epoch with DataLoader(..., drop_last=True); the spike must go"
 
     def preflight(self, setup: Setup) -> Note | None:
         if not setup.last_batch or not setup.batch_size or setup.last_batch >= SMALL * setup.batch_size:

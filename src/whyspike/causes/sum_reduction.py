@@ -39,6 +39,7 @@ class SumReduction(Cause):
     rank = 14
     measure = "dip"
     title = "the loss is a sum over the batch, not a mean"
+    decides = "compute the loss of one batch, and of that batch twice over; a mean is the same, a sum is double"
 
     def preflight(self, setup: Setup) -> Finding | None:
         if setup.exponent is None or abs(setup.exponent.alpha - 1) > EXACT:

@@ -48,6 +48,7 @@ class UnstableCrossEntropy(Cause):
     rank = 5
     measure = "reported"
     title = "the loss takes the logarithm of probabilities instead of logits"
+    decides = "print the smallest probability that goes into the logarithm; 0 is the cause"
 
     def preflight(self, setup: Setup) -> Finding | Note | None:
         found = setup.numerics

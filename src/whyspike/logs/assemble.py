@@ -13,6 +13,8 @@ from whyspike.errors import UnreadableRun
 from whyspike.form import count, number, plain
 from whyspike.logs import epochs, order, roles, values
 from whyspike.logs.objectives import objective
+from whyspike.logs.rates import lr_steps
+from whyspike.logs.scales import overflows
 from whyspike.logs.table import Column, Table
 from whyspike.points import spacing
 from whyspike.types import Note, Run, Series
@@ -63,6 +65,12 @@ def _of_table(table: Table, source: str, reader: str, asked: Asked) -> list[Run]
         raise UnreadableRun(
             f"{source} holds {'one value' if len(loss.row) else 'no value'} of {plain(found.loss)}; a curve "
             "needs more: log the loss of every step"
+        )
+    if not np.isfinite(loss.value).any():
+        raise UnreadableRun(
+            f"{source} holds {count(len(loss.value))} values of {plain(found.loss)}, and none of them is a finite "
+            "number: there is no curve. Where the loss is nan from the first step on, look at the data and the first "
+            "forward pass; `whyspike check` does"
         )
     step_column = table.columns[found.step] if found.step else None
     epoch = _dense(table.columns[found.epoch], table.n_rows) if found.epoch else None
@@ -142,6 +150,9 @@ def _of_piece(
         facts["epochs_exact"] = placed.exact
     notes = [*table.notes, *piece.notes, *([twice] if twice else [])]
     notes += values.notes(step, loss, zero, table.averaged, epoch_only=epoch_only)
+    rates = lr_steps(step, loss, lr)
+    scaled = overflows(signals)
+    notes += [note for note in (rates, scaled) if note is not None]
     return Run(
         source=f"{source}: {plain(table.name)}" if table.name else source,
         reader=reader,

@@ -46,11 +46,23 @@ def arrange(step: np.ndarray, epoch: np.ndarray | None = None) -> list[Piece]:
     if length is not None:
         assert epoch is not None, "an epoch length comes from epochs"
         filled = _over_epochs(filled, _filled(epoch)[rows], length)
+        counted = np.abs(filled) < MOST_STEPS
+        rows, filled = rows[counted], filled[counted]
     whole = np.round(filled).astype(np.int64)
+    astray = _astray(whole)
+    said: tuple[Note, ...] = ()
+    if len(astray):
+        first = int(astray[0])
+        rows_of = "1 row has" if len(astray) == 1 else f"{count(len(astray))} rows have"
+        low, own, high = (count(int(n)) for n in whole[first - 1 : first + 2])
+        text = f"{rows_of} a step out of line (the first: {own}, between {low} and {high}); left out"
+        said = (Note(id="malformed-rows", text=text),)
+        rows, whole = np.delete(rows, astray), np.delete(whole, astray)
     starts = _new_runs(whole)
     pieces = []
     for number, (first, end) in enumerate(zip(starts, [*starts[1:], len(whole)], strict=True)):
         kept, notes, marks = _resumed(whole[first:end])
+        notes = (*said, *notes)
         if len(starts) > 1:
             text = f"the log holds {len(starts)} runs, one after the other; this is number {number + 1}"
             notes = (Note(id="appended-runs", text=text), *notes)
@@ -68,6 +80,17 @@ def once(step: np.ndarray) -> tuple[np.ndarray, Note | None]:
     what = "1 step was" if len(twice) == 1 else f"{count(len(twice))} steps were"
     text = f"{what} logged more than once (the first: step {count(int(twice[0]))}); the last value of each was taken"
     return np.flatnonzero(last), Note(id="duplicate-steps", text=text)
+
+
+def _astray(step: np.ndarray) -> np.ndarray:
+    """The rows, as positions, whose step is far from both neighbours, which follow each other without it."""
+    if len(step) < 8:
+        return np.zeros(0, dtype=np.int64)
+    spacing = _spacing(step)
+    before, own, after = step[:-2], step[1:-1], step[2:]
+    follow = (after >= before) & (after - before <= 2 * spacing)
+    far = (own < before - SHUFFLED * spacing) | (own > after + SHUFFLED * spacing)
+    return np.flatnonzero(follow & far) + 1
 
 
 def _filled(values: np.ndarray) -> np.ndarray:

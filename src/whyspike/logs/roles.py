@@ -55,11 +55,13 @@ ASIDE = frozenset(
         "accuracy",
     ]
 )  # words that say: this is not the training loss of a step
+_UNIT = re.compile(r"[(\[{].*?[)\]}]")
 LOSSES = frozenset({"loss", "losses", "nll", "xent", "ce", "crossentropy", "lossf", "ppl", "perplexity", "mse", "elbo"})
+# `value`: TensorBoard exports a tag as Wall time, Step, Value
 EXACT = {
     "loss": 100, "train loss": 98, "training loss": 97, "loss train": 96, "lm loss": 95, "loss total": 95,
     "total loss": 95, "train total loss": 95, "loss step": 94, "train loss step": 99, "batch loss": 93,
-    "train lm loss": 92, "train batch loss": 92, "train cross entropy loss": 91, "train": 60, "l": 40,
+    "train lm loss": 92, "train batch loss": 92, "train cross entropy loss": 91, "train": 60, "l": 40, "value": 30,
 }  # fmt: skip
 
 
@@ -96,12 +98,13 @@ def choose(table: Table, source: str, asked: str | None = None) -> Roles:
     if table.roles.get("loss") in found:
         others = tuple(n for n in rest if n != table.roles["loss"] and _could_be(n, found[n]))
         return Roles(table.roles["loss"], step, epoch, lr, others)
-    scored = sorted(((_score(n), len(found[n].row), -k, n) for k, n in enumerate(rest)), reverse=True)
+    curves = [n for n in rest if len(found[n].row) > 1] or rest
+    scored = sorted(((_score(n), len(found[n].row), -k, n) for k, n in enumerate(curves)), reverse=True)
     if scored and scored[0][0] > 0:
         best = scored[0]
         others = tuple(n for _, _, _, n in scored[1:] if _could_be(n, found[n]))
         return Roles(best[3], step, epoch, lr, others)
-    if len(rest) == 1 and len(found[rest[0]].row) > 1:
+    if len(rest) == 1 and len(found[rest[0]].row) > 1 and not _only_rises(found[rest[0]]):
         return Roles(rest[0], step, epoch, lr, ())
     raise UnreadableRun(_no_loss(source, list(found)))
 
@@ -130,10 +133,17 @@ def _counts(column: Column) -> bool:
     return bool(len(column.value) and np.isfinite(column.value).all() and column.value.min() >= 0)
 
 
+def _only_rises(column: Column) -> bool:
+    """Whether a column is a counter of something: no loss rises at every step."""
+    return len(column.value) > 2 and bool(np.all(np.diff(column.value) > 0))
+
+
 def _named(found: Mapping[str, Column], names: Sequence[str], fits=lambda column: True) -> str | None:
     by_words: dict[str, str] = {}
     for name in found:
         by_words.setdefault(words(name), name)
+    for name in found:  # `Step (k)`, `lr [1/s]`
+        by_words.setdefault(words(_UNIT.sub("", name)), name)
     for wanted in names:
         if wanted in by_words and fits(found[by_words[wanted]]):
             return by_words[wanted]
@@ -156,6 +166,7 @@ def _could_be(name: str, column: Column) -> bool:
 def _score(name: str) -> int:
     """How surely a name is that of the training loss, 0 (not) to 100."""
     said = words(name)
+    said = said if said in EXACT else words(_UNIT.sub("", name)) or said
     if said in EXACT:
         return EXACT[said]
     parts = set(said.split())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import sys
 import zlib
 from collections.abc import Sequence
@@ -14,6 +15,9 @@ from whyspike.types import Note
 
 HEAD = 65_536  # bytes that a reader looks at to tell whether the format is its own
 BINARY = 0.02  # of control characters in the head: a text has tabs, line ends and colours, and none of the others
+
+
+PER_BYTE = 12  # bytes of memory that a byte of a table needs (benchmarks/large_logs.py: 450 MB for 26)
 
 
 class Source:
@@ -74,7 +78,7 @@ class Source:
         """All bytes of the file, unpacked where it is gzipped."""
         if self.is_folder:
             raise UnreadableRun(f"{self.name} is a folder, not a file")
-        raw = self._content if self._content is not None else self.path.read_bytes()
+        raw = self._content if self._content is not None else self._whole()
         if raw.startswith(b"\x1f\x8b"):
             try:
                 return gzip.decompress(raw)
@@ -83,6 +87,16 @@ class Source:
                     f"{self.name} is gzipped and damaged ({error}); unpack what is left of it"
                 ) from error
         return raw
+
+    def _whole(self) -> bytes:
+        size, memory = self.path.stat().st_size, _memory()
+        if memory and size * PER_BYTE > memory:
+            raise UnreadableRun(
+                f"{self.name} has {size / 1e9:,.1f} GB, and this machine {memory / 1e9:,.1f} GB of memory; about "
+                f"{PER_BYTE} times the file are needed. Thin it first, e.g. awk 'NR == 1 || NR % 100 == 0' "
+                f"{self.path.name} > thin{self.path.suffix}"
+            )
+        return self.path.read_bytes()
 
     @cached_property
     def is_text(self) -> bool:
@@ -143,3 +157,11 @@ def _decoded(raw: bytes) -> str:
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         return raw.decode("utf-16", errors="replace")
     return raw.strip(b"\x00").decode("utf-8-sig", errors="replace")
+
+
+def _memory() -> int:
+    """Bytes of memory that the machine has; 0 where it does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 0

@@ -57,11 +57,12 @@ def columns(rows: Iterable[Mapping[str, float]]) -> tuple[dict[str, Column], int
     return made, n
 
 
+_UNIT = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(?:%|nats?|bits?|ms|s|sec|it/s)")
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?")
 
 
 def number(text: object) -> float | None:
-    """The number that a field of a log holds; None where it holds none. `nan`, `inf` and `1,234.5` are numbers."""
+    """The number that a field of a log holds; None where it holds none. `nan`, `1,234.5` and `2.5 nats` are numbers."""
     if isinstance(text, bool) or text is None:
         return None
     if isinstance(text, (int, float)):
@@ -72,4 +73,6 @@ def number(text: object) -> float | None:
         return float(text)
     except ValueError:
         bare = text.strip()
+        if (held := _UNIT.fullmatch(bare)) is not None:
+            return float(held[1])
         return float(bare.replace(",", "")) if _THOUSANDS.fullmatch(bare) else None

@@ -28,7 +28,7 @@ def notes(step: np.ndarray, loss: np.ndarray, zero: int, averaged: str | None, *
         text = f"the log has one value for each of {count(len(step))} epochs; what happens inside an epoch is not in it"
         made.append(Note(id="epoch-only", text=text))
     elif len(step) > 2 and not regular:
-        span = int(step[-1] - step[0]) + 1
+        span = int(step[-1]) - int(step[0]) + 1
         text = (
             f"{count(len(step))} of {count(span)} steps, at irregular distances: a sample of the run, with gaps between"
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 from functools import cache
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +16,7 @@ from typing import Protocol
 from whyspike.errors import UnreadableRun
 from whyspike.logs.assemble import Asked
 from whyspike.logs.source import Source
+from whyspike.logs.table import number
 from whyspike.types import Run
 
 DEPTH = 4  # folders inside folders that are looked into
@@ -114,6 +116,14 @@ def _unknown(source: Source) -> str:
     else:
         line = next((line for line in source.lines if line.strip()), "").strip()
         what = f"text that begins with {line[:60]!r}"
+    first = next((line.strip() for line in source.first_lines), "") if not source.is_folder else ""
+    cells = [cell for cell in re.split(r"[,;|\s]+", first) if cell]
+    if cells and all(number(cell) is not None for cell in cells):
+        names = ["step", "loss", "lr", "epoch"][: len(cells)] if len(cells) > 1 else ["loss"]
+        return (
+            f"{source.name} is {what}: numbers without a name. Write the names of its columns into the first line, e.g. "
+            f"{','.join(names)}"
+        )
     return (
         f"{source.name} is {what}, and holds no loss curve that a reader knows; it needs a step and a loss in every "
         "row, e.g. a CSV file with the header step,loss"

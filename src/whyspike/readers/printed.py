@@ -15,9 +15,12 @@ from whyspike.types import Run
 
 NAME = "printed"
 LOSS = re.compile(rf"\b(\w*loss\w*)\b\s*[:=]?\s*({NUMBER})", re.IGNORECASE)
-EPOCH = re.compile(r"\bepochs?\b\s*[:=\[(#]?\s*(\d+)(?:\s*/\s*\d+)?", re.IGNORECASE)
+EPOCH = re.compile(r"\bepochs?\b[\s:=\[(#]*(\d+)(?:\s*/\s*\d+)?", re.IGNORECASE)
 COUNT = re.compile(r"\b(?:global[ _]?)?(?:step|iter(?:ation)?|batch|it|update)s?\b\s*[:=\[(#]?\s*(\d+)", re.IGNORECASE)
 TUTORIAL = re.compile(r"^\[(\d+),\s*(\d+)\]")  # of PyTorch: [epoch, batch]
+PLACE = re.compile(
+    r"(?:\bEpoch:?\s*\[|^\s*Train:\s*\[?)(\d+)\]?\s*\[\s*(\d+)/\s*\d+"
+)  # of the ImageNet example, of timm
 BAR = re.compile(r"(\d+)\s*/\s*(\d+)\s*\[\s*\d+:\d+|[━─╸╺#█\-=>. ]\s(\d+)/(\d+)\s")  # tqdm, Keras, rich
 FRACTION = re.compile(r"^\s*(\d+)/(\d+)\s")
 KERAS = re.compile(r"\d+/\d+.{0,40}[━=].*- loss: ")
@@ -68,7 +71,9 @@ def _row(line: str) -> dict[str, float] | None:
         row["epoch"], row["step"] = float(match[1]), float(match[2])
     if (match := EPOCH.search(text)) is not None:
         row["epoch"] = float(match[1])
-    if (match := COUNT.search(text)) is not None:
+    if (match := PLACE.search(text)) is not None:
+        row["epoch"], row["step"] = float(match[1]), float(match[2])
+    elif (match := COUNT.search(text)) is not None:
         row["step"] = float(match[1])
     elif "step" not in row and (match := BAR.search(text)) is not None:
         row["step"] = float(match[1] or match[3])

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import sqlite3
-from contextlib import closing
-from pathlib import Path
 
 from whyspike.errors import UnreadableRun
+from whyspike.logs import sqlite
 from whyspike.logs.assemble import Asked, runs
 from whyspike.logs.source import Source
-from whyspike.logs.table import Table, columns
+from whyspike.logs.table import Table, columns, number
 from whyspike.readers.metric_json import flat
 from whyspike.types import Run
 
@@ -18,7 +16,7 @@ NAME = "trackio"
 
 
 def sniff(source: Source) -> float:
-    if source.is_folder or not source.head.startswith(b"SQLite format 3\x00"):
+    if source.is_folder or not source.head.startswith(sqlite.MAGIC):
         return 0.0
     return (
         0.9
@@ -34,14 +32,19 @@ def read(source: Source, asked: Asked) -> tuple[Run, ...]:
         UnreadableRun: there is none with a loss.
     """
     by_run: dict[str, list[dict[str, float]]] = {}
-    with closing(sqlite3.connect(f"file:{Path(source.path).resolve()}?mode=ro", uri=True)) as database:
-        for name, step, text in database.execute("SELECT run_name, step, metrics FROM metrics ORDER BY run_name, id"):
+    found, notes = sqlite.select(source, "SELECT run_name, step, metrics FROM metrics ORDER BY run_name, id")
+    for name, step, text in found:
+        try:
             rows = flat([json.loads(text)])
-            by_run.setdefault(str(name), []).extend({"step": float(step), **row} for row in rows)
+        except (ValueError, TypeError, RecursionError):
+            continue  # a row that was written half
+        if (at := number(step)) is not None:
+            by_run.setdefault(str(name), []).extend({"step": at, **row} for row in rows)
     tables = []
     for name, rows in by_run.items():
-        found, n = columns(rows)
-        tables.append(Table(columns=found, n_rows=n, name=name if len(by_run) > 1 else "", roles={"step": "step"}))
+        held, n = columns(rows)
+        name = name if len(by_run) > 1 else ""
+        tables.append(Table(columns=held, n_rows=n, name=name, roles={"step": "step"}, notes=tuple(notes)))
     if not tables:
         raise UnreadableRun(f"{source.name} holds no run; write trackio.log({{'loss': loss}}) in the training")
     return runs(tables, source=source.name, reader=NAME, asked=asked)

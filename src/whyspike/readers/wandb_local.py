@@ -20,7 +20,7 @@ from whyspike.types import Note, Run
 NAME = "wandb"
 MAGIC = b":W&B"
 BLOCK = 32_768
-HISTORY, ITEM, STEP = 2, 1, 2  # field numbers of wandb_internal.proto
+HISTORY, EXIT, ITEM, STEP = 2, 18, 1, 2  # field numbers of wandb_internal.proto
 FULL, LAST = 1, 4
 
 
@@ -41,14 +41,13 @@ def read(source: Source, asked: Asked) -> tuple[Run, ...]:
         assert path is not None, "sniff has found it"
         source = Source(path)
     rows: list[dict[str, float]] = []
-    notes = []
+    notes, ended = [], False
     try:
         for record in _records(source.content):
-            rows += [
-                row
-                for n, _, value in fields(record)
-                if n == HISTORY and isinstance(value, bytes) and (row := _row(value))
-            ]
+            for n, _, value in fields(record):
+                if n == HISTORY and isinstance(value, bytes) and (row := _row(value)):
+                    rows.append(row)
+                ended |= n == EXIT
     except ValueError as error:
         notes.append(
             Note(
@@ -56,6 +55,9 @@ def read(source: Source, asked: Asked) -> tuple[Run, ...]:
                 text=f"the file is damaged or still being written ({error}); what was before is here",
             )
         )
+    if not ended and not notes:
+        text = "the run has not ended yet, or was killed; its last steps may not be written"
+        notes.append(Note(id="truncated-tail", text=text))
     if not rows:
         raise UnreadableRun(f"{source.name} holds no history; write wandb.log({{'loss': loss}}) in the training")
     found, n = columns(rows)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
-import io
+from collections.abc import Iterator
 from pathlib import Path
 
+from whyspike.errors import UnreadableRun
 from whyspike.logs.assemble import Asked, runs
 from whyspike.logs.source import Source
 from whyspike.logs.table import Table, columns, number
@@ -29,10 +30,17 @@ def read(source: Source, asked: Asked) -> tuple[Run, ...]:
     if source.is_folder:
         source = Source(Path(source.path) / FILE)
     rows = []
-    for record in csv.DictReader(io.StringIO(source.text)):
+    for record in _records(source):
         row = {k.strip(): v for k, text in record.items() if k and (v := number(text)) is not None}
         row["train/loss"] = sum(v for k, v in row.items() if k.startswith("train/") and k.endswith("_loss"))
         rows.append(row)
     found, n = columns(rows)
     made = Table(columns=found, n_rows=n, roles={"epoch": "epoch", "loss": "train/loss"}, notes=source.notes)
     return runs([made], source=source.name, reader=NAME, asked=asked)
+
+
+def _records(source: Source) -> Iterator[dict[str, str]]:
+    try:
+        yield from csv.DictReader(source.lines)
+    except csv.Error as error:
+        raise UnreadableRun(f"{source.name} is a table that is damaged ({error})") from error

@@ -1,0 +1,468 @@
+"""A recorder at the seams of a training that has never heard of it.
+
+For every optimizer there is one recorder. Its loss is what `backward` was called on since the last update of any
+optimizer, all of it added up, for that is what the update goes along; in a GAN the losses so stay apart. Batches are
+those of the loader that is iterated over with gradients and outside of an evaluation.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from whyspike import batches
+from whyspike.holders import belonging_to, living, network_of
+from whyspike.hooks import Begin, Seams
+from whyspike.passes import Pass
+from whyspike.record import DISABLE, Recorder, watch
+from whyspike.script import OURS
+from whyspike.tape import Recording, Tape, TapedLoss, compiles
+
+TORCH = os.path.dirname(torch.__file__) + os.sep
+MOST = 4  # recorders: more optimizers than that are parts of one training
+TRIES, SIZES = 6, 3  # batches whose way to the loss is recorded, and sizes of batches for which it is kept
+NAMES = 4096  # places in the code whose loss has a name
+
+
+class Watched:
+    """One optimizer of the script, its recorder, and the names of the losses that it follows."""
+
+    def __init__(self, optimizer: Optimizer, recorder: Recorder) -> None:
+        self.optimizer, self.recorder = optimizer, recorder
+        self.names: set[str] = set()
+        self.losses: list[torch.Tensor] = []  # of the latest update
+        self.evaluation: Any = None  # the context of the one that is under way
+
+
+class ScriptWatch(Seams):
+    """Records what passes the hooks.
+
+    Args:
+        folder: gives the run folder of the n-th recorder.
+        loss: follow the updates along the loss of this name in the script alone.
+        closely: as of `watch`.
+        facts: what else the headers say.
+        stop: updates of the first training after which the script is ended; None for all of it.
+    """
+
+    def __init__(
+        self,
+        folder: Callable[[int], Path],
+        *,
+        name: str,
+        loss: str | None = None,
+        closely: bool = False,
+        facts: dict[str, object] | None = None,
+        stop: int | None = None,
+    ) -> None:
+        self.watched: list[Watched] = []
+        self.names: set[str] = set()  # of all losses that were seen
+        self.halve = False  # hand out half of a batch, once; for a run that is thrown away
+        self.enough = False  # the script was ended by `stop`
+        self.updates = self.passes = self.forks = 0
+        self.error: Exception | None = None
+        self._folder, self._name, self._loss, self._closely = folder, name, loss, closely
+        self._facts, self.stop = facts or {}, stop
+        self._by_optimizer: dict[int, Watched] = {}
+        self._made: list[weakref.ref[Optimizer]] = []
+        self._pending: list[torch.Tensor] = []  # losses since the last update, as the script computed them
+        self._pending_names: set[str] = set()
+        self._latest: list[torch.Tensor] = []  # those of the last update
+        self._latest_names: set[str] = set()
+        self._unscaled: tuple[Any, torch.Tensor] | None = None
+        self._in_scaler = False
+        self._late: list[Watched] = []  # updates whose step ends with the scaler's update()
+        self._name_at: dict[tuple[Any, int], str | None] = {}
+        self._pass: weakref.ref[Pass] | None = None
+        self._loader: weakref.ref[Any] | None = None
+        self._ours = 0  # what passes now is not the script's
+        self._before = 0  # losses that waited when the update began
+        self.tapes: dict[int, Tape] = {}  # by the samples of their batch
+        self.untaped = ""  # why there is no tape of some batch
+        self._recording: Recording | None = None
+        self._batch: Any = None
+        self._tries = 0
+        self._left_over: list[Recording] = []
+        self._off = os.environ.get(DISABLE, "").lower() not in ("", "0", "false")
+
+    # ------------------------------------------------------------------ which trainings there are
+
+    def forked(self) -> None:
+        self.forks += 1
+
+    def made(self, optimizer: Optimizer) -> None:
+        self._made.append(weakref.ref(optimizer))
+
+    def _watch(self, optimizer: Optimizer) -> Watched | None:
+        """A recorder for this optimizer; None where there are too many, or another one has the same parameters."""
+        if len(self.watched) >= MOST or self._off:
+            return None
+        from torch.optim.lr_scheduler import LRScheduler
+
+        model = network_of(optimizer)
+        scalers = [s for s in living(torch.amp.GradScaler) if s.is_enabled()]
+        with self._own():
+            recorder = watch(
+                model,
+                optimizer,
+                scheduler=belonging_to(optimizer, LRScheduler),
+                scaler=scalers[0] if len(scalers) == 1 else None,
+                path=self._folder(len(self.watched)),
+                name=self._name,
+                closely=self._closely,
+            )
+        recorder.facts |= self._facts
+        found = self._by_optimizer[id(optimizer)] = Watched(optimizer, recorder)
+        self.watched.append(found)
+        return found
+
+    @contextmanager
+    def _own(self) -> Iterator[None]:
+        self._ours += 1
+        try:
+            yield
+        finally:
+            self._ours -= 1
+
+    def _of(self, optimizer: Optimizer) -> Watched | None:
+        found = self._by_optimizer.get(id(optimizer))
+        if found is not None:
+            return found
+        for one in self.watched:  # a fresh optimizer over the same parameters goes on with the record
+            if one.recorder.optimizer is optimizer:
+                self._by_optimizer = {k: w for k, w in self._by_optimizer.items() if w is not one}
+                self._by_optimizer[id(optimizer)] = one
+                one.optimizer = optimizer
+                return one
+        return None
+
+    # ------------------------------------------------------------------ batches
+
+    def draws(self, loader: Any, begin: Begin) -> Iterator[Any]:
+        if self._ours or self._off:
+            return begin(loader)
+        self.passes += 1
+        self._cancel()
+        try:
+            evaluation = self._is_evaluation(loader)
+            if not evaluation and not self.watched:
+                # In the order in which they were made: of a GAN the first is as good as the second.
+                for optimizer in [o for r in self._made if (o := r()) is not None][:1]:
+                    self._watch(optimizer)
+        except Exception as error:
+            self._fail(error)
+            return begin(loader)
+        if not self.watched:
+            return begin(loader)
+        one = self.watched[0]
+        if evaluation:
+            return _Evaluated(self, begin(loader)) if not torch.is_grad_enabled() else begin(loader)
+        self._training(one)
+        made = _ScriptPass(self, loader, begin)
+        self._pass, self._loader = weakref.ref(made), weakref.ref(loader)
+        return made
+
+    def _is_evaluation(self, loader: Any) -> bool:
+        """Whether what is drawn now is not what is trained on."""
+        if not torch.is_grad_enabled() or any(w.evaluation for w in self.watched):
+            return True
+        last = None if self._pass is None else self._pass()
+        if last is None or last.ended:
+            return False
+        # A second loader beside the one that is under way: it is drawn from inside of the loop.
+        return self._loader is None or self._loader() is not loader
+
+    # ------------------------------------------------------------------ losses and updates
+
+    def scaled(self, loss: torch.Tensor, scaled: torch.Tensor) -> None:
+        self._unscaled = (weakref.ref(scaled), loss)
+
+    def backward(self, loss: torch.Tensor) -> torch.Tensor:
+        if self._ours or self._off:
+            return loss
+        try:
+            own = loss
+            if self._unscaled is not None:
+                if self._unscaled[0]() is loss:
+                    own = self._unscaled[1]
+                self._unscaled = None
+            name = self._named(own, loss)
+            if self._recording is not None:
+                self._taped(own)
+            if own.numel() == 1 and (self._loss is None or name == self._loss):
+                self._pending.append(own.detach())
+                if name is not None:
+                    self._pending_names.add(name)
+        except Exception as error:
+            self._fail(error)
+        return loss
+
+    def _named(self, *losses: torch.Tensor) -> str | None:
+        """The name that the script has for one of the losses at the place where it calls backward."""
+        frame = sys._getframe(2)
+        while frame is not None and frame.f_code.co_filename.startswith((OURS, TORCH)):
+            frame = frame.f_back
+        if frame is None:
+            return None
+        place = (frame.f_code, frame.f_lasti)
+        if place not in self._name_at:
+            if len(self._name_at) >= NAMES:
+                return None
+            found = (k for k, v in frame.f_locals.items() if any(v is loss for loss in losses))
+            name = self._name_at[place] = next(found, None)
+            if name is not None:
+                self.names.add(name)
+        return self._name_at[place]
+
+    def before_update(self, optimizer: Optimizer) -> None:
+        if self._ours or self._off:
+            return
+        try:
+            self._before = len(self._pending)
+            one = self._of(optimizer)
+            if one is None and self._pending and not self._follows(optimizer):
+                one = self._watch(optimizer)
+            if one is not None:
+                self._training(one)
+                if one is not self.watched[0]:  # the batches of the first: one pass, one keeper of batches
+                    draws = self.watched[0].recorder._draws
+                    one.recorder._draws = [(None, None, *draw[2:]) for draw in draws]
+        except Exception as error:
+            self._fail(error)
+
+    def _follows(self, optimizer: Optimizer) -> bool:
+        """Whether it goes on with the parameters of one that is watched: that one's recorder will take it over."""
+        own = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        return any(
+            own >= {id(p) for group in one.recorder.optimizer.param_groups for p in group["params"]}
+            for one in self.watched
+        )
+
+    def after_update(self, optimizer: Optimizer) -> None:
+        if self._ours or self._off:
+            return
+        self.updates += 1
+        try:
+            # A closure is called inside of the update, maybe many times: the first time counts, as in its result.
+            del self._pending[self._before + 1 :]
+            self._updated(optimizer)
+        except Exception as error:
+            self._fail(error)
+
+    def _updated(self, optimizer: Optimizer) -> None:
+        if self._pending:
+            self._latest, self._pending = self._pending, []
+            self._latest_names, self._pending_names = self._pending_names, set()
+        one = self._of(optimizer)
+        if one is None or not self._latest:
+            return
+        one.losses = self._latest
+        one.names |= self._latest_names
+        if self._in_scaler:
+            self._late.append(one)
+        else:
+            self._step(one)
+
+    def _step(self, one: Watched) -> None:
+        losses = one.losses
+        value = losses[0].reshape(()) if len(losses) == 1 else torch.stack([x.reshape(()) for x in losses]).sum()
+        with self._own():
+            one.recorder.step(value)
+        if self.stop is not None and one is self.watched[0] and one.recorder._step >= self.stop:
+            self.enough = True
+            raise SystemExit(0)
+
+    def scaler_steps(self, optimizer: Optimizer) -> None:
+        self._in_scaler = True
+        self._count = self.updates
+
+    def scaler_stepped(self, optimizer: Optimizer) -> None:
+        self._in_scaler = False
+        if self.updates == self._count and not (self._ours or self._off):  # it left the update out
+            with suppress(Exception):
+                inner = getattr(optimizer, "optimizer", optimizer)  # a framework's wrapper
+                self._in_scaler = True
+                self._updated(inner)
+            self._in_scaler = False
+
+    def scaler_updated(self, scaler: Any) -> None:
+        late, self._late = self._late, []
+        for one in late:
+            try:
+                self._step(one)
+            except Exception as error:
+                self._fail(error)
+
+    # ------------------------------------------------------------------ the tape
+
+    def _tape(self, batch: Any, n: int) -> None:
+        """Record how the loss comes from this batch, if that is not known of a batch of this size."""
+        if self._tries >= TRIES or len(self.tapes) >= SIZES or not self.watched[0].recorder._step or compiles():
+            return
+        self._tries += 1
+        self._recording, self._batch = Recording(batch, n), batch
+        self._recording.start()
+
+    def _half(self, batch: Any) -> Any:
+        """Half of the batch, once: what depends on its size then shows on a second tape."""
+        recorder = self.watched[0].recorder
+        with suppress(Exception):
+            n = batches.size(batch)
+            if n >= 4:
+                batch = batches.take(batch, list(range(n // 2)), n)
+                recorder._draws = [(*draw[:3], n // 2, *draw[4:]) for draw in recorder._draws]
+        self.halve = False
+        return batch
+
+    def _taped(self, loss: torch.Tensor) -> None:
+        recording, self._recording = self._recording, None
+        assert recording is not None
+        if not recording.stop():
+            self._left_over.append(recording)
+        made = recording.finish(loss, self._batch)
+        self._batch = None
+        if isinstance(made, str):
+            self.untaped = self.untaped or made
+        else:
+            self.tapes[recording.n] = made
+
+    def _cancel(self) -> None:
+        """No loss has come from the batch that is recorded."""
+        recording, self._recording, self._batch = self._recording, None, None
+        if recording is not None and not recording.stop():
+            self._left_over.append(recording)
+        self._left_over = [r for r in self._left_over if not r.stop()]
+
+    def taped_loss(self) -> TapedLoss | None:
+        """The script's loss as a function of model and batch; None where there is no tape."""
+        tapes = list(self.tapes.values())
+        micro = self.watched[0].recorder._micro_per_step if self.watched else 1
+        if tapes and micro > 1 and all(t.divided_by() == micro for t in tapes):
+            tapes = [t.undivided() for t in tapes]
+        return TapedLoss(tapes) if tapes else None
+
+    # ------------------------------------------------------------------ evaluations
+
+    def mode(self, module: nn.Module, training: bool) -> None:
+        if self._ours or self._off:
+            return
+        for one in self.watched:
+            if module is one.recorder.model:
+                if training:
+                    self._training(one)
+                elif one.recorder._step and one.evaluation is None:
+                    self._evaluation(one)
+
+    def _evaluation(self, one: Watched) -> None:
+        with self._own(), suppress(Exception):
+            made = one.recorder.evaluating()
+            made.__enter__()
+            one.evaluation = made
+
+    def _training(self, one: Watched) -> None:
+        """What comes now is training: an evaluation is over."""
+        if one.evaluation is not None:
+            made, one.evaluation = one.evaluation, None
+            with self._own(), suppress(Exception):
+                made.__exit__(None, None, None)
+
+    # ------------------------------------------------------------------ the end
+
+    def finish(self, reason: str) -> None:
+        """The script has ended: close the records."""
+        with suppress(Exception):
+            self._cancel()
+        with self._own():
+            for one in self.watched:
+                self._training(one)
+                if one is self.watched[0]:
+                    one.recorder.loss_fn = self.taped_loss()
+                one.recorder._close(reason)
+        self._pending, self._latest = [], []
+
+    def _fail(self, error: Exception) -> None:
+        """Look at nothing more; the training goes on."""
+        self._off, self.error = True, error
+        self.finish("error")
+
+
+class _ScriptPass(Pass):
+    """A pass of the first recorder; for the others it is an epoch, too."""
+
+    def __init__(self, watch: ScriptWatch, loader: Any, begin: Begin) -> None:
+        first, *self._others = [one.recorder for one in watch.watched]
+        self._watch = watch
+        super().__init__(first, loader, begin)
+        for recorder in self._others:
+            recorder._epoch_begins(loader)
+
+    def __next__(self) -> Any:
+        watch = self._watch
+        if watch.watched[0].evaluation is not None:
+            watch._training(watch.watched[0])
+        if watch._recording is not None or watch._left_over:
+            watch._cancel()
+        batch = super().__next__()
+        if watch.halve and watch.tapes:
+            batch = watch._half(batch)
+        draws = self._recorder._draws
+        if draws and (n := draws[-1][3]) not in watch.tapes and n > 0 and not watch._off:
+            try:
+                watch._tape(batch, n)
+            except Exception as error:
+                watch._fail(error)
+        return batch
+
+    def close(self, *, finished: bool = False) -> None:
+        if not self.ended:
+            for recorder in self._others:
+                with suppress(Exception):
+                    recorder._epoch_ends(finished)
+        super().close(finished=finished)
+
+
+class _Evaluated:
+    """A pass over a loader without gradients: an evaluation, though the network's mode does not say so."""
+
+    def __init__(self, watch: ScriptWatch, source: Iterator[Any]) -> None:
+        self._watch, self._source, self._over = watch, source, False
+        self._begun = [one for one in watch.watched if one.recorder._step and one.evaluation is None]
+        for one in self._begun:
+            watch._evaluation(one)
+
+    def __iter__(self) -> _Evaluated:
+        return self
+
+    def __len__(self) -> int:
+        return len(self._source)  # type: ignore[arg-type]
+
+    def __next__(self) -> Any:
+        try:
+            return next(self._source)
+        except BaseException:
+            self._end()
+            raise
+
+    def _end(self) -> None:
+        if not self._over:
+            self._over = True
+            for one in self._begun:
+                self._watch._training(one)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_source":
+            raise AttributeError(name)
+        return getattr(self._source, name)
+
+    def __del__(self) -> None:
+        with suppress(Exception):
+            self._end()

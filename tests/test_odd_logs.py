@@ -1,0 +1,171 @@
+"""Logs as people have them: other headers, separators and units, damage, and no curve at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Command
+
+from whyspike import diagnose
+from whyspike.errors import UnreadableRun
+from whyspike.logs import source as sources
+from whyspike.logs.source import Source
+from whyspike.readers import delimited, read_all
+from whyspike.types import Diagnosis, Run
+
+N = 600
+LOSS = [round(float(v), 4) for v in np.exp(-np.linspace(0, 1, N) + 0.05 * np.random.default_rng(5).standard_normal(N))]
+
+
+def one(folder: Path, text: str, name: str = "log.csv") -> Run:
+    (folder / name).write_text(text)
+    (run,) = read_all(Source(folder / name))
+    return run
+
+
+def table(header: str, row: str) -> str:
+    return "\n".join([*([header] if header else []), *(row.format(k=k, v=v) for k, v in enumerate(LOSS))]) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        (table("Step (k), Training Loss [nats] , Learning Rate", "{k},{v} nats,1e-3"), "log.csv"),
+        (table("Wall time,Step,Value", "1.7e9,{k},{v}"), "run-tag-train_loss.csv"),
+        (table("step,loss", '"{k:,}",{v}'), "log.csv"),
+        (table("step  loss  lr", "{k}  {v}  1e-3"), "log.txt"),
+        (table("| step | loss |\n|---|---|", "| {k} | {v} |"), "log.md"),
+        (table("", "{k},{v}"), "log.csv"),
+        (table("", "INFO:root:step={k} train_loss={v} tokens/s=1,234"), "a.log"),
+        (table("", "{k}/600 [00:01<00:02, 1.0it/s]\r{{'loss': {v}, 'learning_rate': 1e-4, 'epoch': 0.1}}"), "out.txt"),
+    ],
+)
+def test_a_loss_is_found_whatever_its_table_looks_like(tmp_path: Path, text: str, name: str) -> None:
+    run = one(tmp_path, text, name)
+    assert run.loss.tolist() == LOSS
+    assert run.step.tolist() == list(range(N))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "Epoch: [{e}][{i:3d}/100]\tTime  0.1 ( 0.1)\tLoss {v:.4e} ({v:.4e})\tAcc@1 1.0 ( 2.0)",
+        "Train: {e} [{i:>4d}/100 ({i:>3.0f}%)]  Loss: {v:#.5g} ({v:#.3g})  Time: 0.1s",
+    ],
+)
+def test_a_counter_beside_its_epoch_in_brackets(tmp_path: Path, row: str) -> None:
+    text = "\n".join(row.format(e=k // 100, i=k % 100, v=v) for k, v in enumerate(LOSS))
+    run = one(tmp_path, text, "a.log")
+    assert run.steps_per_epoch == 100
+    assert run.step.tolist() == list(range(N))
+    assert np.allclose(run.loss, LOSS, rtol=1e-3)
+
+
+def test_losses_alone_need_a_name(tmp_path: Path) -> None:
+    bare = "\n".join(map(str, LOSS))
+    for text, name in ((f"loss\n{bare}\n", "x.txt"), (bare, "train_loss.txt")):
+        assert one(tmp_path, text, name).loss.tolist() == LOSS
+    with pytest.raises(UnreadableRun, match=r"Write the names of its columns into the first line, e\.g\. loss"):
+        one(tmp_path, bare, "numbers.txt")
+    with pytest.raises(UnreadableRun, match=r"e\.g\. step,loss,lr"):
+        one(tmp_path, table("", "{k},{v},1"), "numbers.csv")
+
+
+def test_a_large_table_is_read_as_a_small_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [f"{k},{v},{'' if k % 3 else 'x'}" for k, v in enumerate(LOSS)]
+    rows[50], rows[60], rows[70], rows[80] = "50,nan,1", "60,-inf", " 70 , 1.5 ,7", "80,2.5 nats,1,2"
+    text = "\n".join(["step,loss,other", *rows])
+    made = []
+    for limit in (0, 10**9):
+        monkeypatch.setattr(delimited, "QUICK", limit)
+        made.append(one(tmp_path, text))
+    for a, b in (made, made[::-1]):
+        assert np.array_equal(a.loss, b.loss, equal_nan=True)
+        assert a.step.tolist() == b.step.tolist()
+        assert a.notes == b.notes
+        assert {k: s.value.tolist() for k, s in a.signals.items()} == {
+            k: s.value.tolist() for k, s in b.signals.items()
+        }
+    assert "2 rows have another number of fields than the header's 3 (the first: row 62" in made[0].notes[0].text
+
+
+def test_a_damaged_row_costs_one_row(tmp_path: Path) -> None:
+    rows = [f"{k},{v}" for k, v in enumerate(LOSS)]
+    rows[400] = "7"
+    run = one(tmp_path, "\n".join(["step,loss", *rows]))
+    assert run.loss.tolist() == LOSS[:400] + LOSS[401:]
+    assert {n.id for n in run.notes} <= {"malformed-rows", "sampled-values"}
+    assert any("7, between 399 and 401" in n.text for n in run.notes)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"step,loss\n1,2.5\n", "holds one value of loss; a curve needs more"),
+        (b"step,loss\n" + b"".join(b"%d,nan\n" % k for k in range(100)), "none of them is a finite number"),
+        (bytes(range(256)) * 20, "is a binary file"),
+        (b"name,city\nbob,rome\nann,oslo\n", "holds no loss curve"),
+        (b"SQLite format 3\x00" + b"latest_metrics" * 99, "is a database that cannot be read"),
+    ],
+)
+def test_what_holds_no_curve_gets_a_sentence(whyspike: Command, tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "log").write_bytes(content)
+    made = whyspike("diagnose", str(tmp_path / "log"))
+    assert made.returncode == 2
+    assert said in " ".join(made.stderr.split())
+    assert "Traceback" not in made.stderr
+
+
+def test_a_file_larger_than_memory_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "_memory", lambda: 10_000)
+    with pytest.raises(UnreadableRun, match=r"Thin it first, e\.g\. awk 'NR == 1 .* log\.csv > thin\.csv"):
+        one(tmp_path, table("step,loss", "{k},{v}"))
+
+
+# --------------------------------------------------------------------------- what the shape of an event says
+
+
+def said(folder: Path, loss: np.ndarray, **columns: np.ndarray) -> Diagnosis:
+    rows = [",".join(map(str, row)) for row in zip(range(len(loss)), loss.tolist(), *columns.values(), strict=True)]
+    (folder / "log.csv").write_text("\n".join([",".join(["step", "loss", *columns]), *rows]))
+    return diagnose(folder / "log.csv")
+
+
+def noise(n: int = 1000) -> np.ndarray:
+    return np.exp(0.05 * np.random.default_rng(3).standard_normal(n))
+
+
+def test_a_bad_batch_and_a_moved_network_are_told_apart_by_their_shape(tmp_path: Path) -> None:
+    batch, moved, gone = noise(), noise(), noise()
+    batch[700] *= 30
+    moved[700:800] *= 1 + 8 * np.exp(-np.arange(100) / 12)
+    gone[700:] = np.nan
+    sentences = [said(tmp_path, loss).answer.sentence for loss in (batch, moved, gone)]
+    assert "The next value is back at the level" in sentences[0]
+    assert "the network itself had moved" in sentences[1]
+    assert "No value after it is finite" in sentences[2]
+    assert all("`rec.step(loss)` after the update" in s for s in sentences)
+    assert said(tmp_path, noise()).answer.status == "healthy"
+
+
+def test_a_jump_of_the_learning_rate_is_likely_and_says_what_decides(tmp_path: Path) -> None:
+    k = np.arange(1000)
+    lr = np.where(k < 700, 0.05 * (1.001 + np.cos(np.pi * k / 700)), 0.1)
+    loss = noise() * np.where(k >= 700, 1 + 4 * np.exp(-(k - 700) / 12), 1)
+    made = said(tmp_path, loss, lr=lr)
+    assert (made.answer.cause, made.verdicts[0].outcome) == ("lr-restart", "likely")
+    assert "What would decide it: train on from just before the rise" in made.answer.sentence
+    assert said(tmp_path, noise(), lr=lr).answer.status == "healthy"
+
+
+def test_a_loss_scale_that_falls_is_said(tmp_path: Path) -> None:
+    scale = np.repeat([65536.0, 32768.0, 32768.0, 16384.0], 250)
+    made = said(tmp_path, noise(), loss_scale=scale)
+    (note,) = [n for n in made.run.notes if n.id == "loss-scale"]
+    assert "falls 2 times (at step 250, 750" in note.text
+    assert made.answer.status == "healthy"
+    assert not said(tmp_path, noise(), loss_scale=scale[::-1]).run.notes
