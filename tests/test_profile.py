@@ -12,6 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from whyspike import batches
+from whyspike.cause import find, suspect
+from whyspike.errors import NotReplayable
 from whyspike.experiment import LEAD, Experiment
 from whyspike.observe import observe
 from whyspike.optimizer_interventions import ClipUpdate, ResetMomentum, SetHyperparameters, ShakeLr
@@ -327,3 +329,18 @@ def test_a_profile_remembers_its_trials_by_their_words() -> None:
     )
     assert made.share("learning rate x 0.5") == 0.9
     assert made.share("something else") is None
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_without_time_the_highest_event_is_measured_and_the_rest_is_said_to_be_left_out(tmp_path: Path) -> None:
+    found = experiment(training(odd=77), tmp_path / "run")
+    found.allowance.whole = 0.0
+    with found.subject.kept():
+        found.measure_states()
+        assert found.per_replay > 0
+        seen = found.profile()
+        assert not seen.profiles
+        assert any("prove(..., full=True)" in words for words in seen.missing)
+        cause = find("momentum-carry-over")
+        with pytest.raises(NotReplayable, match="a quarter of the training's"):
+            found.trials(cause, suspect(cause, seen.events, []))

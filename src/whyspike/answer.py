@@ -15,6 +15,7 @@ from whyspike.types import Answer, Event, Outcome, Verdict
 
 ORDER: dict[Outcome, int] = {"confirmed": 0, "likely": 1, "inconclusive": 2, "untested": 3, "refuted": 4}
 EXACT = 0.05  # an exponent further from 0 is no mean (benchmarks/exponent.py: exact to rounding, .03 for mean of means)
+OF_NOTHING = 1e9  # times: the level was no loss to speak of
 RECORD_IT = (
     " A log does not hold what would tell the cause. Three lines record it: `with whyspike.watch(model, optimizer) as "
     "rec:`, `for batch in rec.batches(loader):`, and `rec.step(loss)` after the update."
@@ -135,7 +136,8 @@ def _harm(verdict: Verdict, events: Sequence[Event]) -> str:
     states = [e.state for e in events if e.state is not None and np.isfinite(e.state)]
     if verdict.harm == "damaging":
         worst = max(states, default=0.0)  # of the replay, which need not have the event
-        shown = f": the loss on fixed samples rises to {worst:.2g} times its level" if worst >= 1.1 else ""
+        times = f"{worst:.2g} times its level" if worst < OF_NOTHING else "a height from next to nothing"
+        shown = f": the loss on fixed samples rises to {times}" if worst >= 1.1 else ""
         return f"It damages the network{shown}."
     if verdict.silent:
         return "No event of this loss shows it."

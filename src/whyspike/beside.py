@@ -33,6 +33,22 @@ def evidence(seen: Observation, events: Collection[str]) -> tuple[Evidence, ...]
         for event, found in located.items()
         if event in events
     ]
+    shared = sorted(
+        p.batch_step
+        for p in seen.profiles.values()
+        if p.event in events and p.batch_step is not None and p.kind not in ("one batch", "one sample")
+    )
+    if shared:
+        steps = ", ".join(map(str, shared[:SHOWN])) + (
+            f" and {len(shared) - SHOWN} more" if len(shared) > SHOWN else ""
+        )
+        made.append(
+            Evidence(
+                statement="batches without which 80 % of a spike is gone, and without another one half of it, too",
+                observed=f"of step{'' if len(shared) == 1 else 's'} {steps}",
+                expected="none, if the step size alone makes the spikes",
+            )
+        )
     profiles = [p for p in _named(seen) if p.event in events]
     from_earlier = [p.elsewhere for p in profiles if p.elsewhere is not None]
     from_here = [p.others_here for p in profiles if p.others_here is not None]

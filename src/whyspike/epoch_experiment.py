@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from time import process_time
 
 import numpy as np
 
+from whyspike.allowance import FEW_PAIRS, Allowance, too_long
 from whyspike.cause import Cause, Observation
 from whyspike.epochs import EpochWindow
+from whyspike.errors import NotReplayable
 from whyspike.excess import Measure, log_rise, pattern_excess
 from whyspike.pattern import Pattern, pattern, trend_over
 from whyspike.replay import Replayed, Subject
@@ -21,6 +24,7 @@ from whyspike.seams import BASELINE, Intervention
 from whyspike.types import ArmName, Suspicion, Trial
 
 PAIRS = 12  # 2**-12 = 2e-4 for the smallest p, so that Holm over a dozen causes can still reach .01
+DECIDING = 3  # arms that decide: baseline, the first intervention, placebo
 PROFILE_PAIRS = 3  # for the interventions beside the deciding one: their numbers describe, they do not decide
 
 Progress = Callable[[str, float], None]
@@ -33,18 +37,34 @@ class EpochExperiment:
 
     Args:
         most: pairs at most.
+        allowance: of processor time; without a limit when not given.
     """
 
-    def __init__(self, subject: Subject, *, most: int = PAIRS) -> None:
+    def __init__(self, subject: Subject, *, most: int = PAIRS, allowance: Allowance | None = None) -> None:
         self.epochs, self.most = subject.epochs, most
+        self.allowance = allowance or Allowance(math.inf)
+        self._replays_s = 0.0
         self._done: dict[tuple[int, str, str, int], Replayed] = {}
         self._by_samples: dict[tuple[int, str, str, int], list[float]] = {}
         self._patterns: dict[tuple[int, int, int, str], Pattern | None] = {}
 
     def trials(
-        self, cause: Cause, suspicion: Suspicion, seen: Observation, progress: Progress | None = None
+        self,
+        cause: Cause,
+        suspicion: Suspicion,
+        seen: Observation,
+        progress: Progress | None = None,
+        *,
+        waiting: int = 0,
     ) -> tuple[Trial, ...]:
-        """All trials that the cause asks for; none where no epoch can be replayed. Call it inside `subject.kept()`."""
+        """All trials that the cause asks for; none where no epoch can be replayed. Call it inside `subject.kept()`.
+
+        Args:
+            waiting: causes that are tried after this one.
+
+        Raises:
+            NotReplayable: there is no time for it.
+        """
         draw = self.epochs.subject.draw
         placebo = cause.placebo(seen, draw)
         arms: list[tuple[ArmName, Intervention]] = [
@@ -59,12 +79,15 @@ class EpochExperiment:
         measure = cause.measure or "pattern"
         patterns = {w.epoch: self._pattern(w, windows, seen, measure) for w in windows}
         windows = [w for w in windows if patterns[w.epoch] is not None]
+        windows = self._affordable(windows, min(len(arms), DECIDING), waiting)
         made: list[Trial] = []
         for done, (arm, intervention) in enumerate(arms):
             if progress:
                 progress(f"replaying whole epochs, {cause.id}: {intervention.words}", done / len(arms))
             beside = arm == "intervention" and done > 1
             chosen = windows[:: -(-len(windows) // PROFILE_PAIRS)] if beside and windows else windows
+            if beside and not self.allowance.fits(len(chosen) * self._per_replay):
+                continue
             for window in chosen:
                 found = patterns[window.epoch]
                 assert found is not None
@@ -75,8 +98,24 @@ class EpochExperiment:
         """Replay an epoch, or take what was replayed before with the same words."""
         key = _key(window, intervention)
         if key not in self._done:
+            began = process_time()
             self._done[key] = self.epochs.replay(window, intervention)
+            self._replays_s += process_time() - began
         return self._done[key]
+
+    @property
+    def _per_replay(self) -> float:
+        return self._replays_s / max(1, len(self._done))
+
+    def _affordable(self, windows: Sequence[EpochWindow], arms: int, waiting: int) -> list[EpochWindow]:
+        """As many of the epochs as there is time for, spread over the run. The first one tells what an epoch takes."""
+        if not windows or not math.isfinite(self.allowance.whole):
+            return list(windows)
+        self.replay(windows[0], BASELINE)
+        n = self.allowance.pairs(len(windows), arms, self._per_replay, waiting)
+        if n < min(FEW_PAIRS, len(windows)):
+            raise NotReplayable(too_long(len(windows) * arms * self._per_replay))
+        return [windows[int(k)] for k in np.linspace(0, len(windows) - 1, n)]
 
     def by_samples(self, window: EpochWindow, intervention: Intervention) -> list[float]:
         """What the batches of a replayed epoch cost by their samples alone."""

@@ -7,13 +7,16 @@ placebo continuations.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from time import process_time
 
 import numpy as np
 
+from whyspike.allowance import FEW_PAIRS, PROFILES, STATES, Allowance, too_long
 from whyspike.cause import Cause, Observation
 from whyspike.epoch_experiment import EpochExperiment
 from whyspike.errors import NotReplayable
@@ -28,6 +31,7 @@ from whyspike.types import ArmName, Event, Suspicion, Trial
 
 PAIRS = 12  # 2**-12 = 2e-4 for the smallest p, so that Holm over a dozen causes can still reach .01
 LEAST_PAIRS = 8
+DECIDING = 3  # arms that decide: baseline, the first intervention, placebo
 PROFILE_PAIRS = 6  # for the interventions beside the deciding one: their numbers describe, they do not decide
 PLACEBO_DRAWS = 99  # for a single event: the smallest p is 1 / 100
 MOST_LATE = 3  # steps between a damaging step and the first plotted loss above the line
@@ -55,10 +59,22 @@ class Experiment:
     Args:
         most: pairs at most.
         full: replay every change that there is, also where a verdict does not need it.
+        allowance: of processor time; without a limit when not given.
     """
 
-    def __init__(self, subject: Subject, seen: Observation, *, most: int = PAIRS, full: bool = False) -> None:
+    def __init__(
+        self,
+        subject: Subject,
+        seen: Observation,
+        *,
+        most: int = PAIRS,
+        full: bool = False,
+        allowance: Allowance | None = None,
+    ) -> None:
         self.subject, self.seen, self.most, self.full = subject, seen, most, full
+        self.allowance = allowance or Allowance(math.inf)
+        self.waiting = 0  # causes that are tried after the one at hand
+        self._replays, self._replays_s = 0, 0.0
         self._done: dict[tuple[int, str, str], Replayed] = {}
         self._pairs: dict[tuple[str, ...], list[Pair]] = {}
         self._epochs: EpochExperiment | None = None
@@ -119,24 +135,35 @@ class Experiment:
         """Replay a pair, or take what was replayed before with the same words on the same steps."""
         key = (pair.number, intervention.words, str(getattr(intervention, "where", "")))
         if key not in self._done:
+            began = process_time()
             self._done[key] = self.subject.replay(pair.window, intervention, redraw=pair.redraw, horizon=horizon)
+            if horizon == HORIZON:
+                self._replays, self._replays_s = self._replays + 1, self._replays_s + process_time() - began
         return self._done[key]
+
+    @property
+    def per_replay(self) -> float:
+        """Processor time of one replay, the mean of those that were made; 0 before the first."""
+        return self._replays_s / max(1, self._replays)
 
     def measure_states(self, progress: Progress | None = None) -> Observation:
         """Replay every event unchanged: the observation with each event's height in the network."""
-        events = []
-        for done, event in enumerate(self.seen.events):
+        moved: dict[str, Event] = {}
+        # the highest first: where not all can be afforded, the others keep what the record says of them
+        for done, event in enumerate(sorted(self.seen.events, key=lambda e: -(e.reported or math.inf))):
             if progress:
                 progress("replaying the events unchanged", done / len(self.seen.events))
-            if event.is_wave:  # it has no place to replay; the probe was folded instead
-                events.append(event)
+            # a wave has no place to replay; the probe was folded instead
+            if event.is_wave or (done and not self.allowance.fits(self.per_replay, STATES)):
                 continue
             try:
                 factor, _ = self.state_factor((event.id,))
                 late = self._steps_late((event.id,)) if factor is not None else 0
             except NotReplayable:
-                factor, late = None, 0
-            events.append(event if factor is None else _moved(event, late, factor))
+                continue
+            if factor is not None:
+                moved[event.id] = _moved(event, late, factor)
+        events = [moved.get(e.id, e) for e in self.seen.events]
         self._lead = LEAD
         self._pairs.clear()
         self._done.clear()
@@ -177,10 +204,14 @@ class Experiment:
         moved = [e for e in self.seen.events if e.kind == "spike" and not e.period and (e.state or 0) >= VISIBLE]
         if len(moved) > self.most:
             moved = [moved[int(k)] for k in np.linspace(0, len(moved) - 1, self.most)]
-        profiler, found = Profiler(self), {}
+        profiler, found, left_out, left_out_s = Profiler(self), {}, 0, 0.0
         for done, event in enumerate(moved):
             if progress:
                 progress(f"looking for what sets event {event.id} off", done / len(moved))
+            cost = profiler.replays(event) * self.per_replay
+            if not self.allowance.fits(cost, PROFILES):
+                left_out, left_out_s = left_out + 1, left_out_s + cost
+                continue
             try:
                 made = profiler.profile(event)
             except NotReplayable:
@@ -190,7 +221,14 @@ class Experiment:
         events = tuple(_begun_by(e, found[e.id]) if e.id in found else e for e in self.seen.events)
         self._pairs.clear()
         self._done.clear()
-        self.seen = replace(self.seen, events=events, profiles=found)
+        missing = self.seen.missing
+        if left_out:
+            missing = (
+                *missing,
+                f"what sets {left_out} of {len(moved)} spikes off: their replays would take about "
+                f"{left_out_s:.0f} s more; prove(..., full=True) makes them",
+            )
+        self.seen = replace(self.seen, events=events, profiles=found, missing=missing)
         return self.seen
 
     def _steps_late(self, event_ids: Sequence[str]) -> int:
@@ -269,8 +307,8 @@ class Experiment:
         """
         if cause.window == "epoch":
             if self._epochs is None:
-                self._epochs = EpochExperiment(self.subject)
-            return self._epochs.trials(cause, suspicion, self.seen, progress)
+                self._epochs = EpochExperiment(self.subject, allowance=self.allowance)
+            return self._epochs.trials(cause, suspicion, self.seen, progress, waiting=self.waiting)
         pairs = self.pairs(self._replayed(cause, suspicion.events), cause)
         if not pairs:
             return ()
@@ -288,23 +326,43 @@ class Experiment:
             *(("intervention", i) for i in interventions),
             *([("placebo", placebo)] if placebo is not None else []),
         ]
+        pairs = self._affordable(pairs, min(len(arms), DECIDING))
         made: list[Trial] = []
         for done, (arm, intervention) in enumerate(arms):
             if progress:
                 progress(f"replaying {cause.id}: {intervention.words}", done / len(arms))
             beside = arm == "intervention" and done > 1
             chosen = pairs[:: -(-len(pairs) // PROFILE_PAIRS)] if beside else pairs
+            reserved = DECIDING * len(pairs) * self.waiting
+            if beside and not self.allowance.fits((len(chosen) + reserved) * self.per_replay):
+                continue
             with suppress(NotReplayable) if beside else nullcontext():
                 made += [self._trial(cause, arm, intervention, pair, measure) for pair in chosen]
         if len(pairs) == 1 and placebo is not None and _may_be_confirmed(made):
             first = pairs[0]
             draws = PLACEBO_DRAWS if not suspicion.identity else LEAST_PAIRS  # an identity needs no p-value
-            for k in range(draws):
+            horizon = _needed(first.event, measure)
+            cost = draws * self.per_replay * (LEAD + horizon) / (LEAD + HORIZON)
+            for k in range(draws if self.allowance.fits(cost) else 0):
                 if progress and k % 10 == 0:
                     progress(f"replaying {cause.id}: placebo draw {k + 1} of {draws}", k / draws)
                 drawn = replace(first, number=first.number + 1 + k, redraw=k)
-                made += [self._trial(cause, "placebo", placebo, drawn, measure, horizon=_needed(first.event, measure))]
+                made += [self._trial(cause, "placebo", placebo, drawn, measure, horizon=horizon)]
         return tuple(made)
+
+    def _affordable(self, pairs: Sequence[Pair], arms: int) -> list[Pair]:
+        """As many of the pairs as there is time for: the recorded continuations first, spread over the events.
+
+        Raises:
+            NotReplayable: too few to say anything; the message has the time that it would take.
+        """
+        n = self.allowance.pairs(len(pairs), arms, self.per_replay, self.waiting)
+        if n < min(FEW_PAIRS, len(pairs)):
+            raise NotReplayable(too_long(len(pairs) * arms * self.per_replay))
+        recorded = [p for p in pairs if p.redraw is None]
+        if n < len(recorded):
+            return [recorded[int(k)] for k in np.linspace(0, len(recorded) - 1, n)]
+        return list(pairs[:n])
 
     def _replayed(self, cause: Cause, event_ids: Sequence[str]) -> tuple[str, ...]:
         """The events that the cause is proven on: where the network decides, those in which it moved."""

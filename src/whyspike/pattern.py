@@ -148,7 +148,9 @@ def trend_over(run: Run, epoch: int) -> float:
 
 
 def quarters(run: Run, values: np.ndarray | None = None) -> np.ndarray | None:
-    """What the four quarters of an epoch have in common, about their mean, [4]; None without three whole epochs.
+    """What the four quarters of an epoch have in common, about their mean, [4].
+
+    None without three whole epochs of four steps or more.
 
     Args:
         values: [T], one for each row of the run; its log loss when not given.
@@ -156,7 +158,7 @@ def quarters(run: Run, values: np.ndarray | None = None) -> np.ndarray | None:
     table, names = cycles(run, values)
     table = table[names > names.min(initial=0)]
     table = table[np.isfinite(table).mean(axis=1) > 0.9] if table.size else table
-    if len(table) < MIN_EPOCHS:
+    if len(table) < MIN_EPOCHS or table.shape[1] < 4:
         return None
     found = np.array([np.nanmean(q) for q in np.array_split(table, 4, axis=1)])
     return found - found.mean()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from whyspike import answer as answers
 from whyspike import beside
+from whyspike.allowance import HEAVY_S, LEAST_PROBE, STATES, Allowance
 from whyspike.case import PLAIN, Build, Log, Loop, Vary
 from whyspike.cause import Cause, Observation, ScratchCure, catalogue
 from whyspike.errors import NotReplayable, UnreadableRun, WhySpikeError
@@ -120,10 +122,13 @@ def diagnose_recorder(
             subject, said = _trusted(subject, progress)
         seen = observe(run, subject, progress)
         seen = replace(seen, missing=(*seen.missing, *said))
+        allowance = Allowance(inf if full else recorder.training_s, len(seen.events))
         if prove and subject is not None and seen.replayable:
-            seen = _run_again(seen, subject, progress)
+            seen = _run_again(seen, subject, progress, allowance)
         if prove and subject is not None and seen.replayable and seen.events:
-            seen, suspicions, trials = _experiment(seen, subject, progress, full=full)
+            if not full and recorder.training_s >= HEAVY_S:
+                subject.lighten(recorder.training_s / max(1, len(run)), LEAST_PROBE)
+            seen, suspicions, trials = _experiment(seen, subject, progress, allowance, full=full)
             runfolder.append_trials(recorder.path, [t for made in trials.values() for t in made])
         else:
             suspicions = suspect(seen)
@@ -262,31 +267,38 @@ def _trusted(subject: Subject, progress: Progress | None) -> tuple[Subject | Non
     return subject, ()
 
 
-def _run_again(seen: Observation, subject: Subject, progress: Progress | None) -> Observation:
+def _run_again(seen: Observation, subject: Subject, progress: Progress | None, allowance: Allowance) -> Observation:
     """Whether recorded windows come out once more, unchanged."""
-    from whyspike.reproduction import look
+    from whyspike.reproduction import SECONDS, look
 
     if progress:
         progress("running recorded steps again, unchanged", 0.0)
     with subject.kept():
-        return replace(seen, reproductions=look(subject, seen.events))
+        return replace(seen, reproductions=look(subject, seen.events, min(SECONDS, STATES * allowance.whole)))
 
 
 def _experiment(
-    seen: Observation, subject: Subject, progress: Progress | None, *, full: bool = False
+    seen: Observation, subject: Subject, progress: Progress | None, allowance: Allowance, *, full: bool = False
 ) -> tuple[Observation, tuple[Suspicion, ...], dict[str, tuple[Trial, ...]]]:
     """Learn the events' heights in the network by unchanged replays, then run the trials of every open suspicion."""
-    from whyspike.experiment import Experiment
+    from whyspike.experiment import DECIDING, LEAST_PAIRS, Experiment
 
     causes = catalogue()
     trials: dict[str, tuple[Trial, ...]] = {}
     with subject.kept():
-        experiment = Experiment(subject, seen, full=full)
+        experiment = Experiment(subject, seen, full=full, allowance=allowance)
         experiment.measure_states(progress)
         seen = experiment.profile(progress)
         suspicions = []
-        for suspicion in suspect(seen):
+        waiting = suspect(seen)
+        n_open = sum(s.outcome != "refuted" for s in waiting)
+        if not allowance.fits(n_open * DECIDING * LEAST_PAIRS * experiment.per_replay):  # what is likely comes first
+            waiting = sorted(waiting, key=lambda s: (answers.ORDER[s.outcome], causes[s.cause].rank))
+        for suspicion in waiting:
             tried = suspicion
+            if suspicion.outcome != "refuted":
+                n_open -= 1
+                experiment.waiting = n_open
             if suspicion.outcome != "refuted":
                 try:
                     trials[suspicion.cause] = experiment.trials(causes[suspicion.cause], suspicion, progress)

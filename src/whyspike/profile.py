@@ -42,6 +42,8 @@ DRAWS = 12  # of other batches, as experiment Q2
 DRAWS_HERE = 3  # of another batch in place of the one that is named
 SUSPECTS = 3  # samples of a batch that are replaced, those of the highest loss
 SINGLE_ROWS = 128  # a larger batch is looked at in pieces first
+REPLAYS = 24  # of one event: 15 batches skipped, and what follows from that
+SAME_BATCH_REPLAYS = 6  # two, and as long again for the sharpness at four steps
 ERROR = 0.05  # of each kind, of the sequential test of other batches
 LIKELY, UNLIKELY = 0.8, 0.2  # chances that other batches remove the event, between which the test decides
 SHARP_AT = (-12, -8, -4, 0)  # steps from the onset at which the sharpness is measured, in full-batch training
@@ -86,6 +88,11 @@ class Profiler:
     def __init__(self, experiment: Experiment) -> None:
         self.experiment, self.subject = experiment, experiment.subject
 
+    def replays(self, event: Event) -> int:
+        """How many replays the profile of an event takes, about."""
+        pairs = self.experiment.pairs((event.id,))
+        return SAME_BATCH_REPLAYS if pairs and self._same_batch(pairs[0]) else REPLAYS
+
     def profile(self, event: Event) -> Profile | None:
         """The profile of an event; None where no capsule covers it or the network did not move."""
         pairs = [p for p in self.experiment.pairs((event.id,)) if p.redraw is None]
@@ -107,8 +114,9 @@ class Profiler:
                 # Rows padded to another length cannot trade places: then the batch is named, and none of its samples.
                 with suppress(NotReplayable):
                     found = self._sample(found, trials)
-        if found.kind == "undecided":
-            found = self._steps(found, trials)
+        if found.kind == "undecided" or self.experiment.full:  # what is decided stays so
+            stepped = self._steps(found, trials)
+            found = replace(stepped, kind=stepped.kind if found.kind == "undecided" else found.kind)
         return replace(found, shares=tuple(trials.shares.items()))
 
     # ------------------------------------------------------------------ batches and samples

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from math import inf, isnan
 from pathlib import Path
 from statistics import median
-from time import monotonic
+from time import monotonic, process_time
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -58,6 +58,7 @@ FLUSH_S = 1.0  # a killed process loses no more than this
 DRAIN_STEPS = (16, 64)
 STEADY_STEPS = 64  # steps without a change after which the lr is read when a batch is drawn, not at every update
 ALARM = 1.3  # a loss this much above the recent ones is looked at without waiting for DRAIN_STEPS
+SHORT_EPOCH = 8  # steps; its end and its begin are half of it
 EVENT_APART = 30  # steps between two events at least; nearer ones are one (detect.MERGE_STEPS)
 MOST_MICRO = 256  # micro-batches of one step that are kept; more means that rec.step() is not called
 NAN = float("nan")
@@ -137,6 +138,8 @@ class Recorder:
         self.facts: dict[str, object] = {}  # what else the header says of the training, if set before the first step
         self._off = os.environ.get(DISABLE, "").lower() not in ("", "0", "false")
         self._closed = False
+        self._cpu_begun = process_time()
+        self._cpu_closed: float | None = None
         self._wanted_path = None if path is None else Path(path)
         self._name = name or type(model).__name__
         self._store_batches, self._max_bytes, self._closely = store_batches, max_bytes, closely
@@ -249,6 +252,11 @@ class Recorder:
     def path(self) -> Path | None:
         """The run folder; None before the first step is recorded, or when recording is off."""
         return self._folder.path if self._folder is not None else None
+
+    @property
+    def training_s(self) -> float:
+        """Processor time of this process since the recorder was made, until recording ended or now."""
+        return (process_time() if self._cpu_closed is None else self._cpu_closed) - self._cpu_begun
 
     @property
     def recording(self) -> bool:
@@ -643,11 +651,12 @@ class Recorder:
             middle = median(self._recent)
             height = inf if isnan(loss) or middle <= 0 else loss / middle
             # What the last update of an epoch did to the network shows in the first losses of the next one.
-            epoch, begun = context[:2]
+            # In a short epoch every step is near one, which says nothing.
+            (epoch, begun), last = context[:2], self._last_index()
             at_end = (
                 epoch >= 0
-                and self._last_index() != 0
-                and step - begun in (self._last_index(), *((0, 1, 2) if epoch > 0 else ()))
+                and (last is None or last >= SHORT_EPOCH)
+                and step - begun in (last, *((0, 1, 2) if epoch > 0 else ()))
             )
             # A new level is seen 16 steps late, a dip when it is over: the snapshot before its begin is wanted.
             events = self._detector.events if fresh else ()
@@ -690,7 +699,7 @@ class Recorder:
     def _close(self, reason: str) -> None:
         if self._closed:
             return
-        self._closed = True
+        self._closed, self._cpu_closed = True, process_time()
         if not self._off and sys.is_finalizing():  # the interpreter is going down: modules may be gone already
             self._off = True
         if not self._off:

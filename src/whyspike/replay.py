@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -242,6 +242,21 @@ class Subject:
         """The mean loss on the probe set, in eval mode; nothing of the training changes."""
         with frozen(self.model):
             return float(np.mean([float(self.loss_fn(self.model, b)) for b in self.probe_batches]))
+
+    def lighten(self, seconds: float, least: int) -> None:
+        """Keep so much of the probe set that measuring it takes at most so many seconds; `least` samples in any case.
+
+        Measured in processor time. Call it before the first replay: all replays are measured on the same samples.
+        """
+        pieces = self.probe_batches
+        self.probe()
+        start = process_time()
+        self.probe()
+        each = (process_time() - start) / len(pieces)
+        enough = next(
+            (k + 1 for k in range(len(pieces)) if sum(map(batches.size, pieces[: k + 1])) >= least), len(pieces)
+        )
+        self.probe_batches = pieces[: max(enough, int(seconds / each) if each > 0 else len(pieces))]
 
     def seconds_per_probe(self) -> float:
         """How long one measurement of the probe takes."""

@@ -42,15 +42,19 @@ class Reproduction:
         return self.step is None
 
 
-def look(subject: Subject, events: Sequence[Event]) -> tuple[Reproduction, ...]:
-    """Run some windows again, those of events first. Call it inside `kept()`."""
+def look(subject: Subject, events: Sequence[Event], seconds: float = SECONDS) -> tuple[Reproduction, ...]:
+    """Run some windows again, those of events first. Call it inside `kept()`.
+
+    Args:
+        seconds: after which no other window is begun.
+    """
     paths = subject.run.capsules
     spread = [paths[int(k)] for k in np.unique(np.linspace(0, len(paths) - 1, SPREAD).astype(int))] if paths else []
     chosen = dict.fromkeys([*_of_events(subject, events), *spread])
     made: list[Reproduction] = []
     began = perf_counter()
     for path in chosen:
-        if perf_counter() - began > SECONDS:
+        if perf_counter() - began > seconds:
             break
         found = _one(subject, path)
         if found is not None:

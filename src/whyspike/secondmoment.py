@@ -11,7 +11,7 @@ import numpy as np
 
 from whyspike.errors import WhySpikeError
 
-MOST = 12  # snapshots that are read
+MOST = 24  # snapshots that are read: as many as an experiment keeps
 WEIGHTS = 100_000  # of each tensor that are looked at, evenly spaced
 
 

@@ -113,6 +113,6 @@ def _rises(trials: Sequence[Trial], words: str, k: int) -> dict[int, float]:
     values = {}
     for t in trials:
         at = t.event_step - t.first_step + k
-        if words in t.words and t.arm != "placebo" and at < len(t.state):
+        if words in t.words and t.arm != "placebo" and at < len(t.state) and t.state_reference > 0:
             values[t.pair] = t.state[at] / t.state_reference
     return values
