@@ -24,6 +24,7 @@ class Known:
     truth: str
     status: str = "healthy"
     cause: str | None = None
+    also: tuple[str, ...] = ()  # causes that may be named besides
     events: tuple[tuple[str, int], ...] = ()  # kind, and step (of a periodic event its period)
     notes: frozenset[str] = frozenset()
     says: tuple[str, ...] = ()  # patterns that answer or notes must hold
@@ -74,6 +75,7 @@ KNOWN = (
     Known(
         log="vv-cyclegan.loss_log.txt",
         truth="two players: the loss is no measure of progress; two runs in one file",
+        also=("nonstationary-objective",),
         notes=frozenset({"appended-runs"}),
         says=(r"no measure of progress",),
     ),
@@ -121,7 +123,7 @@ def judged(known: Known, folder: Path) -> tuple[str, list[str], list[str]]:
         missed.append(known.cause)
     false = [f"{kind} at {at:,}" for kind, at in found if (kind, at) not in known.events]
     false += [f"note {n}" for n in sorted(notes - known.notes)]
-    false += [c for c in dict.fromkeys(causes) if c != known.cause]
+    false += [c for c in dict.fromkeys(causes) if c not in (known.cause, *known.also)]
     return made.answer.sentence, missed, false
 
 

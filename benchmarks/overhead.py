@@ -91,6 +91,7 @@ class Setup:
     pairs: int
     starts: int
     target: float
+    run_target: float  # of `whyspike run`
 
 
 def mlp() -> tuple[nn.Module, torch.optim.Optimizer, DataLoader[Any]]:
@@ -123,8 +124,12 @@ def _same(rows: Any) -> Any:
 
 
 SETUPS = {
-    "mlp": Setup("MLP 14-100-40-4, B = 64, Adam", mlp, mlp_loss, 200, 30, pairs=40, starts=5, target=1.06),
-    "gpt": Setup("GPT 10.9M, 8 x 128 tokens, AdamW", gpt, gpt_loss, 2, 24, pairs=20, starts=2, target=1.03),
+    "mlp": Setup(
+        "MLP 14-100-40-4, B = 64, Adam", mlp, mlp_loss, 200, 30, pairs=40, starts=5, target=1.06, run_target=1.1
+    ),
+    "gpt": Setup(
+        "GPT 10.9M, 8 x 128 tokens, AdamW", gpt, gpt_loss, 2, 24, pairs=20, starts=2, target=1.03, run_target=1.03
+    ),
 }
 
 
@@ -157,6 +162,15 @@ def recorded(setup: Setup, folder: Path) -> Iterator[None]:
                 optimizer.step()
                 rec.step(loss)
                 yield
+
+
+def unchanged(setup: Setup, folder: Path) -> Iterator[None]:
+    """The loop as anyone writes it, under the global hooks of `whyspike run`."""
+    from whyspike.hooks import Hooks
+    from whyspike.scriptwatch import ScriptWatch
+
+    Hooks(ScriptWatch(lambda number: folder / f"run-{number}", name=setup.name.split()[0]))
+    yield from plain(setup, folder)
 
 
 # --------------------------------------------------------------------------- peers, with the defaults of their READMEs
@@ -235,6 +249,7 @@ ARMS: dict[str, Callable[[Setup, Path], Iterator[None]]] = {
     "off": plain,
     "control": plain,
     "whyspike": recorded,
+    "whyspike run": unchanged,
     "trainscope": trainscope,
     "stabilityguard": stabilityguard,
     "trainpulse": trainpulse,
@@ -449,7 +464,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as scratch:
         python, broken = sys.executable, {}
-        names = ["off", "control", "whyspike"]
+        names = ["off", "control", "whyspike", "whyspike run"]
         if options.peers:
             python, broken = peer_environment(Path(scratch) / "peers")
             names += [n for n in PEERS if n not in broken]
@@ -463,10 +478,15 @@ def main() -> None:
         "### Per 1,000 steps of the MLP\n\n| | MB |\n|---|---|\n"
         + "\n".join(f"| {k} | {v:.3f} |" for k, v in grown.items())
     )
-    missed = [k for k, r in results.items() if next(x for x in r if x.arm == "whyspike").bound() > SETUPS[k].target]
+    missed = [
+        f"{arm} ({key})"
+        for key, found in results.items()
+        for arm, target in (("whyspike", SETUPS[key].target), ("whyspike run", SETUPS[key].run_target))
+        if next(x for x in found if x.arm == arm).bound() > target
+    ]
     parts.append(
         "Targets: upper bound "
-        + ", ".join(f"{SETUPS[k].target} ({k})" for k in results)
+        + ", ".join(f"{SETUPS[k].target} ({k}; under `whyspike run` {SETUPS[k].run_target})" for k in results)
         + "; 0.5 MB on disk and 0.3 MB of memory per 1,000 steps. "
         + (f"Missed: {', '.join(missed)}." if missed else "The step ratios are met.")
     )

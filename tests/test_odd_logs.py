@@ -169,3 +169,38 @@ def test_a_loss_scale_that_falls_is_said(tmp_path: Path) -> None:
     assert "falls 2 times (at step 250, 750" in note.text
     assert made.answer.status == "healthy"
     assert not said(tmp_path, noise(), loss_scale=scale[::-1]).run.notes
+
+
+# --------------------------------------------------------------------------- values that are means
+
+
+def averaged(made: Diagnosis) -> list[str]:
+    return [n.text for n in made.run.notes if n.id == "averaged-values"]
+
+
+def test_moving_means_are_said_and_taken_apart(tmp_path: Path) -> None:
+    loss = noise(1500)
+    loss[900] *= 12
+    ema = loss.copy()
+    for k in range(1, len(ema)):
+        ema[k] = 0.95 * ema[k - 1] + 0.05 * loss[k]
+    window = np.convolve(loss, np.ones(20) / 20, "valid")
+    (of_ema,), (of_window,) = averaged(said(tmp_path, ema)), averaged(said(tmp_path, window))
+    assert "exponential moving average" in of_ema
+    assert "at step 900 " in of_ema
+    assert "a mean over the last 20 steps" in of_window
+    assert "at step 881 " in of_window  # the mean over the steps 881 to 900 is the first that holds it
+    (rounded,) = averaged(said(tmp_path, np.round(ema, 3)))
+    assert "rounded too much to be taken apart" in rounded
+
+
+@pytest.mark.parametrize("kind", ["losses", "full batch", "drift", "running mean"])
+def test_what_is_no_moving_mean_is_not_called_one(tmp_path: Path, kind: str) -> None:
+    k = np.arange(1500)
+    loss = {
+        "losses": noise(1500) * (1 + 2 * np.exp(-k / 200)),
+        "full batch": 0.4 + 2 * np.exp(-k / 300) + 0.05 * np.sin(k / 20),
+        "drift": 10 + np.cumsum(np.random.default_rng(0).normal(0, 0.01, 1500)) + 0.03 * noise(1500),
+        "running mean": np.concatenate([np.cumsum(e) / np.arange(1, 101) for e in noise(1500).reshape(15, 100)]),
+    }[kind]
+    assert averaged(said(tmp_path, loss)) == []

@@ -88,11 +88,12 @@ class LoaderIds:
 
 
 def data_loader(loader: Any) -> DataLoader[Any] | None:
-    """The torch DataLoader behind what the user iterates over (it may be wrapped in tqdm), or None."""
-    for _ in range(3):
+    """The torch DataLoader behind what the user iterates over, or None. tqdm, Fabric and Accelerate wrap it."""
+    for _ in range(4):
+        loader = getattr(loader, "base_dataloader", loader)  # Accelerate
         if isinstance(loader, DataLoader):
             return loader
-        loader = getattr(loader, "iterable", None)  # tqdm
+        loader = getattr(loader, "iterable", None) or getattr(loader, "_dataloader", None)  # tqdm; Fabric
     return None
 
 

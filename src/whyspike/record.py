@@ -15,7 +15,7 @@ import traceback
 import warnings
 from array import array
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from math import inf, isnan
 from pathlib import Path
@@ -76,6 +76,7 @@ def watch(
     store_batches: bool = True,
     max_bytes: int = 1 << 30,
     closely: bool = False,
+    resume: int | None = None,
 ) -> Recorder:
     """Record a training.
 
@@ -95,6 +96,8 @@ def watch(
         closely: for an experiment, where what recording costs does not matter: signals and snapshots at fixed strides,
             and a probe of more samples, so that what happens in the network is seen whether the plot shows it or not.
             Samples are drawn from the dataset once more for it.
+        resume: the training goes on from a checkpoint: the number of updates made before. The record goes on in the
+            run folder `path`; what it holds beyond that update is left out when it is read.
     """
     return Recorder(
         model,
@@ -107,6 +110,7 @@ def watch(
         store_batches=store_batches,
         max_bytes=max_bytes,
         closely=closely,
+        resume=resume,
     )
 
 
@@ -126,6 +130,7 @@ class Recorder:
         store_batches: bool = True,
         max_bytes: int = 1 << 30,
         closely: bool = False,
+        resume: int | None = None,
     ) -> None:
         self.model, self.optimizer, self.loss_fn = model, optimizer, loss_fn
         self.scheduler, self.scaler = scheduler, scaler
@@ -138,6 +143,7 @@ class Recorder:
         self._wanted_path = None if path is None else Path(path)
         self._name = name or type(model).__name__
         self._store_batches, self._max_bytes, self._closely = store_batches, max_bytes, closely
+        self._resume = resume if path is not None else None
         self._warned: set[str] = set()
         self._folder: RunFolder | None = None
         self._undo: list[Any] = []
@@ -148,7 +154,7 @@ class Recorder:
                 self._fail(error)
 
     def _start(self) -> None:
-        self._writer = RecordWriter()
+        self._writer = RecordWriter(first=self._resume or 0)
         self._rng = RngNotes()
         self._keeper: Keeper | None = None
         self._between: BoundaryWatch | None = None  # what happens between the steps
@@ -157,7 +163,7 @@ class Recorder:
         self._detector: Any = None
         self._dense = False
         # the step that is being built
-        self._step = 0
+        self._step = self._resume or 0
         self._draws: list[Draw] | tuple[()] = ()
         self._context: Context = (-1, 0, NAN, None)
         self._clip: tuple[int, float, float] = (-1, NAN, NAN)
@@ -484,9 +490,16 @@ class Recorder:
         self._before_update(optimizer, (), {})
         self._attention = 0  # its hook is set once its own are not running
 
-    def _before_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _before_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        """Called before `optimizer.step()`; with a closure, which makes the gradients, once that has run."""
         if self._off:
-            return
+            return None
+        given = args[1] if len(args) > 1 else kwargs.get("closure")
+        if callable(given):
+            return _with_closure(args, kwargs, _after_first(given, lambda: self._gradients_ready(optimizer)))
+        return self._gradients_ready(optimizer)
+
+    def _gradients_ready(self, optimizer: Optimizer) -> None:
         try:
             self._clips.updated = self._step
             groups = optimizer.param_groups
@@ -654,8 +667,13 @@ class Recorder:
 
     def _need_folder(self) -> RunFolder:
         if self._folder is None:
-            self._folder = self._writer.folder = RunFolder.create(self._wanted_path, self._name, self._max_bytes)
-            self._folder.write_header(self._header())
+            if self._resume is not None and self._wanted_path is not None:
+                self._folder = self._writer.folder = RunFolder.reopen(
+                    self._wanted_path, self._max_bytes, resume=self._resume
+                )
+            else:
+                self._folder = self._writer.folder = RunFolder.create(self._wanted_path, self._name, self._max_bytes)
+                self._folder.write_header(self._header())
         return self._folder
 
     def _flush(self) -> None:
@@ -753,6 +771,24 @@ class Recorder:
         self._warned.add(text)
         with suppress(Warning):  # the user may turn warnings into errors; the training must go on all the same
             warnings.warn(text, RuntimeWarning, stacklevel=3)
+
+
+def _with_closure(args: Any, kwargs: Any, closure: Any) -> tuple[Any, Any]:
+    """The arguments of `optimizer.step()` with another closure."""
+    return ((args[0], closure, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": closure})
+
+
+def _after_first(closure: Callable[[], Any], then: Callable[[], Any]) -> Callable[[], Any]:
+    """The closure, with `then()` after its first call: L-BFGS calls it more than once."""
+    due = [True]
+
+    def called() -> Any:
+        result = closure()
+        if due.pop() if due else False:
+            then()
+        return result
+
+    return called
 
 
 def _size(batch: Any) -> int:

@@ -16,11 +16,15 @@ MOST_BYTES = 1 << 20
 
 
 class RecordWriter:
-    """Collects what was measured and hands it to the run folder as frames."""
+    """Collects what was measured and hands it to the run folder as frames.
 
-    def __init__(self) -> None:
+    Args:
+        first: the number of the first step.
+    """
+
+    def __init__(self, first: int = 0) -> None:
         self.folder: RunFolder | None = None
-        self.first = 0  # step of the first row that is not yet written
+        self.first = first  # step of the first row that is not yet written
         self.n_rows = 0
         self._loss = array("d")
         self._n_samples = array("q")

@@ -74,6 +74,33 @@ class RunFolder:
             break
         return cls(made, max_bytes)
 
+    @classmethod
+    def reopen(cls, path: Path, max_bytes: int, *, resume: int) -> RunFolder:
+        """Go on in an existing run folder. What a killed process left of its last frame is cut off.
+
+        Args:
+            resume: the first step that is recorded now; snapshots of later ones are deleted.
+
+        Raises:
+            UnreadableRun: there is no run in it.
+            OSError: it cannot be written to.
+        """
+        record = path / FRAMES
+        if not (path / HEADER).is_file() or not record.is_file():
+            raise UnreadableRun(f"{path} is no run folder of whyspike, so that no record can go on in it")
+        whole = sum(_HEAD.size + length for length in _lengths(record))
+        if whole < record.stat().st_size:
+            with open(record, "rb+") as file:
+                file.truncate(whole)
+        folder = cls(path, max_bytes)
+        folder.written, folder._header_bytes = whole, (path / HEADER).stat().st_size
+        for capsule in folder.capsules():
+            if int(capsule.stem.split("-")[1]) >= resume:
+                capsule.unlink()
+        folder.room()
+        folder.append({"kind": "mark", "step": resume, "name": "resumed", "data": {}})
+        return folder
+
     def write_header(self, facts: dict[str, object]) -> None:
         """Write run.json, in one piece."""
         text = json.dumps({"format": FORMAT, "version": VERSION, **facts}, indent=1, default=str)
@@ -137,6 +164,22 @@ def frames(path: Path) -> Iterator[dict[str, Any]]:
     Returns (as the generator's value) a sentence when bytes after the last whole frame had to be left out, else None.
     """
     decode = msgspec.msgpack.Decoder().decode
+    whole = _bodies(path)
+    while True:
+        try:
+            yield decode(next(whole))
+        except StopIteration as end:
+            return end.value
+
+
+def _lengths(path: Path) -> Iterator[int]:
+    """The length of every whole frame's body."""
+    for body in _bodies(path):
+        yield len(body)
+
+
+def _bodies(path: Path) -> Iterator[bytes]:
+    """The bodies of whole frames; returns as `frames`."""
     with open(path, "rb") as file:
         while True:
             head = file.read(_HEAD.size)
@@ -152,7 +195,7 @@ def frames(path: Path) -> Iterator[dict[str, Any]]:
                 return "the last frame is cut off"
             if zlib.crc32(body) != crc:
                 return "a frame is damaged (its checksum differs); it and what follows was left out"
-            yield decode(body)
+            yield body
 
 
 def capsule_paths(path: Path) -> list[Path]:

@@ -194,6 +194,9 @@ def _counts(name: str, tensors: list[torch.Tensor], n: int) -> dict[str, float]:
     out[f"non-zero entries of {name}"] = _total(whole, lambda t: t != 0)
     out[f"entries of {name} other than -100"] = _total(whole, lambda t: t != -100)
     out[f"non-negative entries of {name}"] = _total(whole, lambda t: t >= 0)
+    if name.endswith("['labels']") and not ragged and whole[0].ndim == 2:
+        # A language model shifts the labels itself: the first of a row is never predicted.
+        out[f"entries of {name} other than -100, without the first"] = _total([whole[0][:, 1:]], lambda t: t != -100)
     if not ragged and whole[0].shape == (n,):
         out[f"sum of {name}"] = float(whole[0].sum())
     return out

@@ -40,6 +40,7 @@ class NonstationaryObjective(Cause):
     rank = 65
     harmless = True
     title = "the objective moves by itself: its loss is no measure of progress"
+    decides = "a score that does not move, e.g. FID or the return of episodes; where it gets no worse, nothing happened"
 
     def signature(self, seen: Observation) -> Suspicion | None:
         kind = seen.run.facts.get("objective")

@@ -15,6 +15,7 @@ from whyspike.logs import epochs, order, roles, values
 from whyspike.logs.objectives import objective
 from whyspike.logs.rates import lr_steps
 from whyspike.logs.scales import overflows
+from whyspike.logs.smoothing import moving_mean
 from whyspike.logs.table import Column, Table
 from whyspike.points import spacing
 from whyspike.types import Note, Run, Series
@@ -150,9 +151,11 @@ def _of_piece(
         facts["epochs_exact"] = placed.exact
     notes = [*table.notes, *piece.notes, *([twice] if twice else [])]
     notes += values.notes(step, loss, zero, table.averaged, epoch_only=epoch_only)
+    plain_values = not (epoch_only or table.averaged) and spacing(step)[1]
+    means = moving_mean(step, loss) if plain_values else None
     rates = lr_steps(step, loss, lr)
     scaled = overflows(signals)
-    notes += [note for note in (rates, scaled) if note is not None]
+    notes += [note for note in (means, rates, scaled) if note is not None]
     return Run(
         source=f"{source}: {plain(table.name)}" if table.name else source,
         reader=reader,

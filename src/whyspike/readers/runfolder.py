@@ -67,12 +67,39 @@ def read(path: Path) -> Run:
                 points.setdefault(f"{frame['name']}/{column}", []).append((unpack(frame["step"]), table[:, j]))
         elif kind == "mark":
             marks.append(Mark(frame["step"], frame["name"], frame["data"]))
+            if frame["name"] == "resumed":
+                lost = _cut(frame["step"], steps, points, marks)
+                if lost:
+                    text = f"the training was resumed at step {frame['step']}; {lost} steps recorded beyond it are left out"
+                    notes.append(Note(id="resume-overlap", text=text))
     if not steps:
         raise UnreadableRun(
             f"{path} holds a header but no training step; call rec.step(loss) once after every optimizer.step() and "
             "let the training run for at least a second"
         )
     return _run(path, facts, steps, points, marks, notes)
+
+
+def _cut(
+    first: int,
+    steps: list[dict[str, np.ndarray]],
+    points: dict[str, list[tuple[np.ndarray, np.ndarray]]],
+    marks: list[Mark],
+) -> int:
+    """Leave out what lies at or after a step: the training went on from before it. Returns how many steps that were."""
+    lost = 0
+    while steps and int(steps[-1]["step"][-1]) >= first:
+        last = steps.pop()
+        kept = int(np.sum(last["step"] < first))
+        lost += len(last["step"]) - kept
+        if kept:
+            count = int(last["ids_count"][:kept].sum()) if "ids_count" in last else 0
+            steps.append({k: v[: count if k == "ids" else kept] for k, v in last.items()})
+            break
+    for name, parts in points.items():
+        points[name] = [(s[s < first], v[s < first]) for s, v in parts]
+    marks[:] = [m for m in marks if m.step <= first or m.name in ("resumed", "facts")]
+    return lost
 
 
 def _header(path: Path) -> dict[str, Any]:
