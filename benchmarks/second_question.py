@@ -171,7 +171,7 @@ def replay(made: Training, *, full: bool) -> dict[str, Any]:
                 event = seen.event(p.event)
                 trials = Trials(experiment, experiment.pairs((event.id,))[0])
                 arms: list[Intervention] = []
-                if full:
+                if full and trials.area > 0:  # a spike that begins earlier than it was seen may have none from there on
                     arms = [*every_change(seen, subject), ScaleLr(0.9, "learning rate x 0.9", "always")]
                 words = ["eps = the median of sqrt(v)" if a.words.startswith("eps") else a.words for a in arms]
                 skipped = {w: s for w, s in p.shares if w.endswith("skipped")}

@@ -117,9 +117,7 @@ def test_a_cyclegan_log_holds_two_runs() -> None:
     made = of("vv-cyclegan.loss_log.txt")
     assert made.run.steps == 2904
     assert "appended-runs" in notes(made)
-    # Nothing is wrong with it: a high value of a moving objective, where one stands out, is said to be just that.
-    assert made.answer.status == "healthy"
-    assert made.answer.cause in (None, "nonstationary-objective")
+    assert (made.answer.status, made.events) == ("healthy", ())
     assert "no measure of progress" in made.answer.sentence
 
 

@@ -29,7 +29,7 @@ def main():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(14, 100), nn.ReLU(), nn.Linear(100, 40), nn.ReLU(), nn.Linear(40, 4))
     loader = DataLoader(data, batch_size=32, shuffle=True)
-    optimizer = optim.SGD(model.parameters(), lr=0.3)
+    optimizer = optim.SGD(model.parameters(), lr=0.9)
     for epoch in range(48):
         last = train_one_epoch(model, loader, nn.MSELoss(), optimizer)
         if epoch % 8 == 0:
