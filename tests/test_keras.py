@@ -22,15 +22,9 @@ from whyspike.replay import Subject  # noqa: E402
 if keras.backend.backend() != "torch":
     pytest.skip("keras was imported with another backend before", allow_module_level=True)
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CrossEntropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def digits(n=330):

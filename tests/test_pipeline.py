@@ -41,12 +41,8 @@ def make(seed: int = 0, *, loss_fn=twice, lr: float = 1.2, n: int = 258) -> whys
 
 
 @pytest.fixture(autouse=True)
-def one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def here(one_thread: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # where the default run folder goes
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_prove_confirms_and_verifies_and_the_folder_remembers(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -252,14 +251,6 @@ def experiment(made: Training, path: Path) -> Experiment:
     subject = Subject.of(recorder, run)
     assert subject is not None
     return Experiment(subject, observe(run, subject))
-
-
-@pytest.fixture
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.usefixtures("one_thread")

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from whyspike.errors import NotReplayable
-from whyspike.tape import Recording, Tape, TapedLoss
+from whyspike.tape import Recording, Tape
+from whyspike.tapedloss import TapedLoss
 
 Body = Callable[[nn.Module, object], torch.Tensor]
 

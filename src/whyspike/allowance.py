@@ -17,6 +17,7 @@ MOST_EVENTS = 4  # that are counted
 HEAVY_S = 60.0  # of training: from there on a probe may take no longer than a step
 STATES, PROFILES = 0.15, 0.55  # of the allowance, spent when the events and then their profiles are cut short
 LEAST_PROBE = 64  # samples; below it the network's own loss is too noisy to tell a tenth
+DECIDING = 3  # arms that decide: baseline, the first intervention, placebo
 FEW_PAIRS = 2  # fewer say nothing about chance at all
 
 

@@ -8,7 +8,6 @@ missed. The wrapper only looks: the original does the work.
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -17,54 +16,30 @@ import torch
 from torch.nn import utils
 from torch.nn.utils import clip_grad
 
+from whyspike.listeners import Listeners
+
 # (parameters, kind: "norm" or "value", limit, total norm before clipping or None)
 Listener = Callable[[Any, str, float, Any], None]
-
-_listeners: list[Listener] = []
-_wrapped: list[tuple[Any, str, Any]] = []
 
 
 def listen(listener: Listener) -> Callable[[], None]:
     """Call `listener(parameters, kind, limit, norm_before)` on every clipping until the returned function is called."""
-    if not _listeners:
-        _install()
-    _listeners.append(listener)
-
-    def stop() -> None:
-        if listener in _listeners:
-            _listeners.remove(listener)
-            if not _listeners:
-                _uninstall()
-
-    return stop
+    return _listeners.listen(listener)
 
 
 def _install() -> None:
     if hasattr(clip_grad, "_clip_grads_with_norm_"):
-        _wrap([(clip_grad, "_clip_grads_with_norm_"), (utils, "clip_grads_with_norm_")], _before_scaling)
+        _listeners.wrap([(clip_grad, "_clip_grads_with_norm_"), (utils, "clip_grads_with_norm_")], _before_scaling)
     else:
-        _wrap([(clip_grad, "clip_grad_norm_"), (utils, "clip_grad_norm_")], _around_norm)
-    _wrap([(clip_grad, "clip_grad_value_"), (utils, "clip_grad_value_")], _before_value)
+        _listeners.wrap([(clip_grad, "clip_grad_norm_"), (utils, "clip_grad_norm_")], _around_norm)
+    _listeners.wrap([(clip_grad, "clip_grad_value_"), (utils, "clip_grad_value_")], _before_value)
 
 
-def _wrap(places: list[tuple[Any, str]], make: Callable[[Any], Any]) -> None:
-    original = getattr(*places[0])
-    wrapper = functools.wraps(original)(make(original))
-    for module, name in places:
-        if getattr(module, name, None) is original:
-            _wrapped.append((module, name, original))
-            setattr(module, name, wrapper)
-
-
-def _uninstall() -> None:
-    while _wrapped:
-        module, name, original = _wrapped.pop()
-        if getattr(getattr(module, name), "__wrapped__", None) is original:  # somebody else may have wrapped ours
-            setattr(module, name, original)
+_listeners: Listeners[Listener] = Listeners(_install)
 
 
 def _tell(parameters: Any, kind: str, limit: Any, norm: Any) -> None:
-    for listener in tuple(_listeners):
+    for listener in _listeners:
         listener(parameters, kind, limit, norm)
 
 

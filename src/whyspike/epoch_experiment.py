@@ -13,7 +13,7 @@ from time import process_time
 
 import numpy as np
 
-from whyspike.allowance import FEW_PAIRS, Allowance, too_long
+from whyspike.allowance import DECIDING, FEW_PAIRS, Allowance, too_long
 from whyspike.cause import Cause, Observation
 from whyspike.epochs import EpochWindow
 from whyspike.errors import NotReplayable
@@ -24,7 +24,6 @@ from whyspike.seams import BASELINE, Intervention
 from whyspike.types import ArmName, Suspicion, Trial
 
 PAIRS = 12  # 2**-12 = 2e-4 for the smallest p, so that Holm over a dozen causes can still reach .01
-DECIDING = 3  # arms that decide: baseline, the first intervention, placebo
 PROFILE_PAIRS = 3  # for the interventions beside the deciding one: their numbers describe, they do not decide
 
 Progress = Callable[[str, float], None]

@@ -16,7 +16,7 @@ from time import process_time
 
 import numpy as np
 
-from whyspike.allowance import FEW_PAIRS, PROFILES, STATES, Allowance, too_long
+from whyspike.allowance import DECIDING, FEW_PAIRS, PROFILES, STATES, Allowance, too_long
 from whyspike.cause import Cause, Observation
 from whyspike.epoch_experiment import EpochExperiment
 from whyspike.errors import NotReplayable
@@ -31,7 +31,6 @@ from whyspike.types import ArmName, Event, Suspicion, Trial
 
 PAIRS = 12  # 2**-12 = 2e-4 for the smallest p, so that Holm over a dozen causes can still reach .01
 LEAST_PAIRS = 8
-DECIDING = 3  # arms that decide: baseline, the first intervention, placebo
 PROFILE_PAIRS = 6  # for the interventions beside the deciding one: their numbers describe, they do not decide
 PLACEBO_DRAWS = 99  # for a single event: the smallest p is 1 / 100
 MOST_LATE = 3  # steps between a damaging step and the first plotted loss above the line
@@ -73,7 +72,6 @@ class Experiment:
     ) -> None:
         self.subject, self.seen, self.most, self.full = subject, seen, most, full
         self.allowance = allowance or Allowance(math.inf)
-        self.waiting = 0  # causes that are tried after the one at hand
         self._replays, self._replays_s = 0, 0.0
         self._done: dict[tuple[int, str, str], Replayed] = {}
         self._pairs: dict[tuple[str, ...], list[Pair]] = {}
@@ -298,8 +296,13 @@ class Experiment:
 
     # ------------------------------------------------------------------ trials of a cause
 
-    def trials(self, cause: Cause, suspicion: Suspicion, progress: Progress | None = None) -> tuple[Trial, ...]:
+    def trials(
+        self, cause: Cause, suspicion: Suspicion, progress: Progress | None = None, *, waiting: int = 0
+    ) -> tuple[Trial, ...]:
         """All trials that the cause asks for. Call it inside `subject.kept()`.
+
+        Args:
+            waiting: causes that are tried after this one, which want their part of the time that is left.
 
         Raises:
             NotReplayable: the deciding change or its placebo cannot be made of these batches. A change that is only
@@ -308,7 +311,7 @@ class Experiment:
         if cause.window == "epoch":
             if self._epochs is None:
                 self._epochs = EpochExperiment(self.subject, allowance=self.allowance)
-            return self._epochs.trials(cause, suspicion, self.seen, progress, waiting=self.waiting)
+            return self._epochs.trials(cause, suspicion, self.seen, progress, waiting=waiting)
         pairs = self.pairs(self._replayed(cause, suspicion.events), cause)
         if not pairs:
             return ()
@@ -326,14 +329,14 @@ class Experiment:
             *(("intervention", i) for i in interventions),
             *([("placebo", placebo)] if placebo is not None else []),
         ]
-        pairs = self._affordable(pairs, min(len(arms), DECIDING))
+        pairs = self._affordable(pairs, min(len(arms), DECIDING), waiting)
         made: list[Trial] = []
         for done, (arm, intervention) in enumerate(arms):
             if progress:
                 progress(f"replaying {cause.id}: {intervention.words}", done / len(arms))
             beside = arm == "intervention" and done > 1
             chosen = pairs[:: -(-len(pairs) // PROFILE_PAIRS)] if beside else pairs
-            reserved = DECIDING * len(pairs) * self.waiting
+            reserved = DECIDING * len(pairs) * waiting
             if beside and not self.allowance.fits((len(chosen) + reserved) * self.per_replay):
                 continue
             with suppress(NotReplayable) if beside else nullcontext():
@@ -350,13 +353,13 @@ class Experiment:
                 made += [self._trial(cause, "placebo", placebo, drawn, measure, horizon=horizon)]
         return tuple(made)
 
-    def _affordable(self, pairs: Sequence[Pair], arms: int) -> list[Pair]:
+    def _affordable(self, pairs: Sequence[Pair], arms: int, waiting: int) -> list[Pair]:
         """As many of the pairs as there is time for: the recorded continuations first, spread over the events.
 
         Raises:
             NotReplayable: too few to say anything; the message has the time that it would take.
         """
-        n = self.allowance.pairs(len(pairs), arms, self.per_replay, self.waiting)
+        n = self.allowance.pairs(len(pairs), arms, self.per_replay, waiting)
         if n < min(FEW_PAIRS, len(pairs)):
             raise NotReplayable(too_long(len(pairs) * arms * self.per_replay))
         recorded = [p for p in pairs if p.redraw is None]

@@ -6,19 +6,16 @@ iterator, and the loader has its own sampler back before the first batch is draw
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
 from torch.utils.data import DataLoader
 
+from whyspike.listeners import Listeners
 from whyspike.loader_ids import LoaderIds
 
 Listener = Callable[[Any], LoaderIds | None]  # called with the loader before its iterator is made
-
-_listeners: list[Listener] = []
-_wrapped: list[Any] = []
 
 
 def listen(listener: Listener) -> Callable[[], None]:
@@ -26,26 +23,16 @@ def listen(listener: Listener) -> Callable[[], None]:
 
     What it returns, if anything, is released once the iterator is there.
     """
-    if not _listeners:
-        _install()
-    _listeners.append(listener)
-
-    def stop() -> None:
-        if listener in _listeners:
-            _listeners.remove(listener)
-            if not _listeners:
-                _uninstall()
-
-    return stop
+    return _listeners.listen(listener)
 
 
-def _install() -> None:
-    original = DataLoader.__iter__
+_listeners: Listeners[Listener] = Listeners(lambda: _listeners.wrap([(DataLoader, "__iter__")], _told_before))
 
-    @functools.wraps(original)
+
+def _told_before(original: Any) -> Any:
     def wrapper(self: Any) -> Iterator[Any]:
         noting: list[LoaderIds] = []
-        for listener in tuple(_listeners):
+        for listener in _listeners:
             with suppress(Exception):  # never into the user's code
                 made = listener(self)
                 if made is not None:
@@ -56,12 +43,4 @@ def _install() -> None:
             for ids in reversed(noting):
                 ids.release()
 
-    _wrapped.append(original)
-    DataLoader.__iter__ = wrapper  # type: ignore[method-assign]
-
-
-def _uninstall() -> None:
-    while _wrapped:
-        original = _wrapped.pop()
-        if getattr(DataLoader.__iter__, "__wrapped__", None) is original:  # somebody else may have wrapped ours
-            DataLoader.__iter__ = original  # type: ignore[method-assign]
+    return wrapper

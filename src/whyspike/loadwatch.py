@@ -7,7 +7,6 @@ with them. The wrappers only look: the originals do the work.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -15,45 +14,30 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-Listener = Callable[[Any], None]  # called with the module that was loaded, or with the optimizer that was made
+from whyspike.listeners import Listeners
 
-_listeners: list[Listener] = []
-_wrapped: list[tuple[type, str, Any]] = []
+Listener = Callable[[Any], None]  # called with the module that was loaded, or with the optimizer that was made
 
 
 def listen(listener: Listener) -> Callable[[], None]:
     """Call `listener(module_or_optimizer)` after every load and every new optimizer until the result is called."""
-    if not _listeners:
-        for kind, name in ((nn.Module, "load_state_dict"), (Optimizer, "__init__")):
-            _wrap(kind, name)
-    _listeners.append(listener)
-
-    def stop() -> None:
-        if listener in _listeners:
-            _listeners.remove(listener)
-            if not _listeners:
-                _uninstall()
-
-    return stop
+    return _listeners.listen(listener)
 
 
-def _wrap(kind: type, name: str) -> None:
-    original = getattr(kind, name)
+def _install() -> None:
+    for place in ((nn.Module, "load_state_dict"), (Optimizer, "__init__")):
+        _listeners.wrap([place], _then_told)
 
-    @functools.wraps(original)
+
+_listeners: Listeners[Listener] = Listeners(_install)
+
+
+def _then_told(original: Any) -> Any:
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
         made = original(self, *args, **kwargs)
-        for listener in tuple(_listeners):
+        for listener in _listeners:
             with suppress(Exception):  # never into the user's code
                 listener(self)
         return made
 
-    _wrapped.append((kind, name, original))
-    setattr(kind, name, wrapper)
-
-
-def _uninstall() -> None:
-    while _wrapped:
-        kind, name, original = _wrapped.pop()
-        if getattr(getattr(kind, name), "__wrapped__", None) is original:  # somebody else may have wrapped ours
-            setattr(kind, name, original)
+    return wrapper

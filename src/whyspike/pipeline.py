@@ -106,7 +106,7 @@ def diagnose_recorder(
     from whyspike import runfolder
     from whyspike.readers import read
     from whyspike.replay import Subject
-    from whyspike.tape import TapedLoss
+    from whyspike.tapedloss import TapedLoss
 
     recorder.flush()
     if recorder.path is None:
@@ -256,7 +256,7 @@ def demo(case: Case, *, healthy: bool = False, seed: int = 0, progress: Progress
 
 def _trusted(subject: Subject, progress: Progress | None) -> tuple[Subject | None, tuple[str, ...]]:
     """The subject with those windows alone in which the script's taped loss gives bitwise the record."""
-    from whyspike.tape import trusted
+    from whyspike.tapedloss import trusted
 
     n = len(subject.run.capsules)
     stay, reason = trusted(subject, progress)
@@ -290,18 +290,18 @@ def _experiment(
         experiment.measure_states(progress)
         seen = experiment.profile(progress)
         suspicions = []
-        waiting = suspect(seen)
-        n_open = sum(s.outcome != "refuted" for s in waiting)
+        found = suspect(seen)
+        n_open = sum(s.outcome != "refuted" for s in found)
         if not allowance.fits(n_open * DECIDING * LEAST_PAIRS * experiment.per_replay):  # what is likely comes first
-            waiting = sorted(waiting, key=lambda s: (answers.ORDER[s.outcome], causes[s.cause].rank))
-        for suspicion in waiting:
+            found = sorted(found, key=lambda s: (answers.ORDER[s.outcome], causes[s.cause].rank))
+        for suspicion in found:
             tried = suspicion
             if suspicion.outcome != "refuted":
                 n_open -= 1
-                experiment.waiting = n_open
-            if suspicion.outcome != "refuted":
                 try:
-                    trials[suspicion.cause] = experiment.trials(causes[suspicion.cause], suspicion, progress)
+                    trials[suspicion.cause] = experiment.trials(
+                        causes[suspicion.cause], suspicion, progress, waiting=n_open
+                    )
                 except NotReplayable as error:
                     reasons = (suspicion.reason, f"the experiment does not apply here: {error}")
                     tried = replace(suspicion, reason="; ".join(r for r in reasons if r))

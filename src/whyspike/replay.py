@@ -28,7 +28,7 @@ from whyspike.excess import JUMP_STEPS
 from whyspike.frozen import frozen
 from whyspike.loader_order import fetch
 from whyspike.seams import BASELINE, Intervention, LossFn, StepContext, StepRule, training_step
-from whyspike.tape import TapedLoss
+from whyspike.tapedloss import TapedLoss
 from whyspike.types import Run
 
 if TYPE_CHECKING:

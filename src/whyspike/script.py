@@ -61,9 +61,7 @@ def _code_of_file(path: str) -> tuple[types.CodeType, types.ModuleType, str]:
     if os.path.isdir(path):  # a folder with a __main__.py, as python takes it
         inner = os.path.join(path, "__main__.py")
         if not os.path.isfile(inner):
-            raise BadTraining(
-                f"{path} is a folder without a __main__.py; give the script itself: whyspike run train.py"
-            )
+            raise BadTraining(f"{path} is a folder without a __main__.py; give the script itself: {EXAMPLE}")
         code, module, _ = _code_of_file(inner)
         return code, module, path
     try:
@@ -74,9 +72,7 @@ def _code_of_file(path: str) -> tuple[types.CodeType, types.ModuleType, str]:
             f"{path} cannot be read ({error.strerror}); give the script as you would to python: {EXAMPLE}"
         ) from error
     if b"\0" in source[:4096]:
-        raise BadTraining(
-            f"{path} is not a Python script; give the script as you would to python: whyspike run train.py"
-        )
+        raise BadTraining(f"{path} is not a Python script; give the script as you would to python: {EXAMPLE}")
     module = types.ModuleType("__main__")
     module.__file__ = path
     module.__loader__ = importlib.machinery.SourceFileLoader("__main__", path)

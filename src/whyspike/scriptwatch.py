@@ -25,7 +25,9 @@ from whyspike.hooks import Begin, Seams
 from whyspike.passes import Pass
 from whyspike.record import DISABLE, Recorder, watch
 from whyspike.script import OURS
-from whyspike.tape import Recording, Tape, TapedLoss, compiles
+from whyspike.scriptpasses import Evaluated, ScriptPass
+from whyspike.tape import Recording, Tape, compiles
+from whyspike.tapedloss import TapedLoss
 
 TORCH = os.path.dirname(torch.__file__) + os.sep
 MOST = 4  # recorders: more optimizers than that are parts of one training
@@ -165,9 +167,9 @@ class ScriptWatch(Seams):
             return begin(loader)
         one = self.watched[0]
         if evaluation:
-            return _Evaluated(self, begin(loader)) if not torch.is_grad_enabled() else begin(loader)
+            return Evaluated(self, begin(loader)) if not torch.is_grad_enabled() else begin(loader)
         self._training(one)
-        made = _ScriptPass(self, loader, begin)
+        made = ScriptPass(self, loader, begin)
         self._pass, self._loader = weakref.ref(made), weakref.ref(loader)
         return made
 
@@ -393,76 +395,3 @@ class ScriptWatch(Seams):
         """Look at nothing more; the training goes on."""
         self._off, self.error = True, error
         self.finish("error")
-
-
-class _ScriptPass(Pass):
-    """A pass of the first recorder; for the others it is an epoch, too."""
-
-    def __init__(self, watch: ScriptWatch, loader: Any, begin: Begin) -> None:
-        first, *self._others = [one.recorder for one in watch.watched]
-        self._watch = watch
-        super().__init__(first, loader, begin)
-        for recorder in self._others:
-            recorder._epoch_begins(loader)
-
-    def __next__(self) -> Any:
-        watch = self._watch
-        if watch.watched[0].evaluation is not None:
-            watch._training(watch.watched[0])
-        if watch._recording is not None or watch._left_over:
-            watch._cancel()
-        batch = super().__next__()
-        if watch.halve and watch.tapes:
-            batch = watch._half(batch)
-        draws = self._recorder._draws
-        if draws and (n := draws[-1][3]) not in watch.tapes and n > 0 and not watch._off:
-            try:
-                watch._tape(batch, n)
-            except Exception as error:
-                watch._fail(error)
-        return batch
-
-    def close(self, *, finished: bool = False) -> None:
-        if not self.ended:
-            for recorder in self._others:
-                with suppress(Exception):
-                    recorder._epoch_ends(finished)
-        super().close(finished=finished)
-
-
-class _Evaluated:
-    """A pass over a loader without gradients: an evaluation, though the network's mode does not say so."""
-
-    def __init__(self, watch: ScriptWatch, source: Iterator[Any]) -> None:
-        self._watch, self._source, self._over = watch, source, False
-        self._begun = [one for one in watch.watched if one.recorder._step and one.evaluation is None]
-        for one in self._begun:
-            watch._evaluation(one)
-
-    def __iter__(self) -> _Evaluated:
-        return self
-
-    def __len__(self) -> int:
-        return len(self._source)  # type: ignore[arg-type]
-
-    def __next__(self) -> Any:
-        try:
-            return next(self._source)
-        except BaseException:
-            self._end()
-            raise
-
-    def _end(self) -> None:
-        if not self._over:
-            self._over = True
-            for one in self._begun:
-                self._watch._training(one)
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "_source":
-            raise AttributeError(name)
-        return getattr(self._source, name)
-
-    def __del__(self) -> None:
-        with suppress(Exception):
-            self._end()

@@ -7,16 +7,15 @@ with what they were given.
 
 A Python value that the script computed itself (a weight that depends on the step, a flipped coin) is a constant on the
 tape. Nothing on it says so, so a tape is trusted only where the unchanged replay of the very window is bitwise the
-record: see `trusted`. What was recorded is never run before the script has ended.
+record: see `tapedloss.trusted`. What was recorded is never run before the script has ended.
 """
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,11 +24,9 @@ from torch import nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode, _pop_mode_temporarily
 
 from whyspike import batches
-from whyspike.errors import NotReplayable, WhySpikeError
-from whyspike.seams import BASELINE
 
 if TYPE_CHECKING:
-    from whyspike.replay import Subject
+    pass
 
 MOST_OPS = 4096  # between a batch and its loss; more means that no loss comes
 # Functions whose first numbers are a shape that begins with the samples; `x.view(x.size(0), -1)` is the commonest.
@@ -100,6 +97,12 @@ class Op:
 
 
 # --------------------------------------------------------------------------- recording
+
+
+def compiles() -> bool:
+    """Whether anything was compiled: a compiled region may not be entered under a mode."""
+    frames = sys.modules.get("torch._dynamo.eval_frame")
+    return any(backend is not None for backend in getattr(frames, "cached_backends", {}).values())
 
 
 class Recording(TorchFunctionMode):
@@ -425,137 +428,3 @@ def _visit(value: Any, look: Callable[[Any], Any]) -> None:
             _visit(part, look)
     else:
         look(value)
-
-
-# --------------------------------------------------------------------------- one tape per form of a batch
-
-
-class TapedLoss:
-    """`loss_fn(model, batch)` of a script that has none: the tape that fits the batch.
-
-    A tape is recorded of the first batch and of the first of another number of samples. Numbers that follow the number
-    of samples from one to the other (`loss / len(x)`) are read as such, and then one tape fits any batch. Where the
-    batches have one size alone and a number on the tape is just that size, nobody knows what it would be in another.
-    """
-
-    __name__ = "the script's loss"
-
-    def __init__(self, tapes: Sequence[Tape]) -> None:
-        self.tapes = list(tapes)
-        whole = self.tapes[0]
-        for other in self.tapes[1:]:
-            whole = None if whole is None else merged(whole, other)
-        alone = len(self.tapes) == 1 and self.tapes[0].names_its_size()
-        self._any: Tape | None = None if alone else whole
-
-    def __call__(self, model: nn.Module, batch: Any) -> torch.Tensor:
-        n = batches.size(batch)
-        chosen = next((t for t in self.tapes if t.n == n), self._any)
-        if chosen is None:
-            raise NotReplayable(
-                f"on the tape is a number that may be the size of the batches, {self.tapes[0].n}; what the loss of "
-                f"{n} samples is cannot be told"
-            )
-        try:
-            return chosen(model, batch)
-        except (KeyError, IndexError, AttributeError, TypeError) as error:
-            raise NotReplayable(f"what the script does with a batch does not fit this one ({error})") from error
-
-    @property
-    def divisor(self) -> int | None:
-        """By what the script divides the loss of a micro-batch before it calls backward; None where it does not."""
-        return self.tapes[0].divisor
-
-
-def merged(a: Tape, b: Tape) -> Tape | None:
-    """Two tapes of batches of other sizes as one for any size; None where they differ in anything else."""
-    if [op.name for op in a.ops] != [op.name for op in b.ops] or a.root != b.root:
-        return None
-    try:
-        ops = [
-            replace(one, args=_merge(one.args, other.args, a.n, b.n), kwargs=_merge(one.kwargs, other.kwargs, a.n, b.n))
-            for one, other in zip(a.ops, b.ops, strict=True)
-        ]
-    except (ValueError, KeyError):
-        return None
-    made = Tape(ops, a.root, a.n, a.modified or b.modified)
-    made.divisor = a.divisor
-    return made
-
-
-def _merge(x: Any, y: Any, n: int, m: int) -> Any:
-    number = (int, float, Samples)
-    if type(x) in number and type(y) in number:
-        ours = x.times * n if isinstance(x, Samples) else x
-        theirs = y.times * m if isinstance(y, Samples) else y
-        if ours == theirs:
-            return ours
-        if ours * m == theirs * n and ours % n == 0:
-            return Samples(int(ours // n))
-        raise ValueError("a number that does not follow the size")
-    if type(x) is not type(y):
-        raise ValueError("another kind of value")
-    if type(x) in (tuple, list):
-        return type(x)(_merge(p, q, n, m) for p, q in zip(x, y, strict=True))
-    if type(x) is dict:
-        return {k: _merge(x[k], y[k], n, m) for k in x | y}
-    if isinstance(x, torch.Tensor) or x is y or x == y:
-        return x
-    raise ValueError("another value")
-
-
-# --------------------------------------------------------------------------- trust
-
-
-def compiles() -> bool:
-    """Whether anything was compiled: a compiled region may not be entered under a mode."""
-    frames = sys.modules.get("torch._dynamo.eval_frame")
-    return any(backend is not None for backend in getattr(frames, "cached_backends", {}).values())
-
-
-def trusted(subject: Subject, progress: Callable[[str, float], None] | None = None) -> tuple[int, str | None]:
-    """Leave the subject those capsules alone from which an unchanged replay is bitwise the record.
-
-    Every recorded step of a capsule is run, and its loss compared; so are the weights, where the next capsule begins.
-
-    Returns:
-        How many capsules stay, and why the first that does not was left out.
-    """
-    from whyspike.replay import Window
-
-    good, reason = [], None
-    starts = {subject.capsule(path).step: path for path in subject.run.capsules}
-    with subject.kept():
-        for done, (first, path) in enumerate(starts.items()):
-            if progress:
-                progress("replaying recorded steps unchanged", done / len(starts))
-            held = [s.step for s in subject.capsule(path).steps if s.batches]
-            if not held:
-                continue
-            try:
-                for record, loss in subject.steps(Window(path, held[-1], None), BASELINE, None, stop=held[-1] + 1):
-                    if loss is None or not _same(loss, record.loss):
-                        odd = f"at step {record.step} the tape gives {loss!r}, the script had {record.loss!r}"
-                        raise NotReplayable(odd)
-                    other = starts.get(record.step + 1)
-                    if other is not None and not _at(subject, other):
-                        raise NotReplayable(f"after step {record.step} the weights are not those of the script")
-            except WhySpikeError as error:
-                reason = reason or f"from step {first} on, {error}"
-                continue
-            good.append(path)
-    subject.run = replace(subject.run, capsules=tuple(good))
-    return len(good), reason
-
-
-def _same(ours: float, theirs: float) -> bool:
-    return ours == theirs or (math.isnan(ours) and math.isnan(theirs))
-
-
-def _at(subject: Subject, path: Any) -> bool:
-    """Whether the network has the weights of this capsule, bit for bit; NaN is NaN."""
-    stored = subject.capsule(path).tensors
-    return all(
-        torch.equal(p.detach().cpu().nan_to_num(), stored[f"param.{name}"].nan_to_num())
-        for name, p in subject.model.named_parameters()
-    )

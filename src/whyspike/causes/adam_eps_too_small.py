@@ -31,11 +31,10 @@ class AdamEpsTooSmall(Cause):
         In the snapshots sqrt(v) is held against eps. Where it has come down to it before an event, the steps are replayed
         with an eps a thousand times as large: the event must go. As a placebo every weight's learning rate is raised or
         lowered by three tenths at random.
-        This cause is a preview. In a training that is truly sick of it (360 digits learnt by heart in batches of 120, Adam
-        at lr .01, beta2 = .95, eps 1e-8, 6,000 to 15,000 steps: the loss comes to 1e-8 and jumps a million times; none of it with an
-        eps of 1e-5) the larger eps removes 99.9 % and the placebo -5 %. But such jumps are rare: it was confirmed at one
-        seed, and only likely at the next two, for want of events (4 or 5 of them, p = .06 to .12). At beta2 = .999 we have
-        not seen it: sqrt(v) forgets too slowly to come below 1e-7 within some thousand steps.
+        This cause is a preview. A training that is truly sick of it exists: some hundred digits learnt by heart, Adam with
+        beta2 = .95 and an eps of 1e-8. But its jumps are so rare that the few of a run seldom reach the p that a
+        confirmation needs, so it is no case yet. At beta2 = .999 sqrt(v) forgets too slowly to come down to eps within some
+        thousand steps.
 
     What to do:
         Raise eps to 1e-6 or more, or stop: such a loss has nothing left to teach.

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from whyspike import chance as luck
+from whyspike import chance
 from whyspike.cause import Cause, Draw, Observation, ScratchCure, suspect
 from whyspike.types import Cure, Event, Evidence, Suspicion
 
@@ -56,14 +56,14 @@ class BatchSizeNoise(Cause):
 
     def signature(self, seen: Observation) -> Suspicion | None:
         # Only single spikes and dips: chance has no period.
-        spikes = [e for e in seen.events if e.kind in ("spike", "dip")]
-        tested = [e for e in spikes if e.id in seen.batch_null]
+        single = [e for e in seen.events if e.kind in ("spike", "dip")]
+        tested = [e for e in single if e.id in seen.batch_null]
         if not tested:
             return None
-        line = luck.line(seen.run)
+        line = chance.line(seen.run)
         still = [e for e in tested if not _moved(seen, e) and not _few_units(seen, e)]
-        chance = [e for e in still if seen.batch_null[e.id] > line]
-        shown = chance or tested
+        drawn = [e for e in still if seen.batch_null[e.id] > line]
+        shown = drawn or tested
         unusual = min(shown, key=lambda e: seen.batch_null[e.id])
         evidence = [
             Evidence(
@@ -72,7 +72,7 @@ class BatchSizeNoise(Cause):
                 expected=f"above {line:.2g}, one in twenty runs of {len(seen.run)} steps",
             )
         ]
-        if not chance:
+        if not drawn:
             reason = (
                 "the network moved with it"
                 if all(_moved(seen, e) for e in tested)
@@ -82,17 +82,17 @@ class BatchSizeNoise(Cause):
             )
             return suspect(self, shown, evidence, outcome="refuted", reason=reason)
         # What is no higher than a batch that chance can draw, chance can draw as well.
-        highest = max((e.reported or 0.0 for e in chance if e.kind == "spike"), default=0.0)
+        highest = max((e.reported or 0.0 for e in drawn if e.kind == "spike"), default=0.0)
         lower = [
             e
-            for e in spikes
+            for e in single
             if e.kind == "spike"
-            and e not in chance
+            and e not in drawn
             and not _moved(seen, e)
             and not _few_units(seen, e)
             and 0 < (e.reported or 0.0) <= highest
         ]
-        return suspect(self, [*chance, *lower], evidence)
+        return suspect(self, [*drawn, *lower], evidence)
 
     def interventions(self, seen: Observation, draw: Draw) -> Sequence[Intervention]:
         from whyspike.interventions import FillBatch, ReplaceSamples

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 SMALL = 0.25  # of the nominal size (causes.md A3): gradient noise is then at least doubled, sqrt(B/b) >= 2
 PLACE = 0.01  # chance of so many events at the last step, above which their place says nothing
 HIDDEN = 1.1  # times the level: lower cannot be seen in the plot (the contract's line between cosmetic and damaging)
-BETA2 = 0.9  # removes 93 % of a spike of the last batch in replays, and makes 6 x as many from scratch (experiment Q2)
+BETA2 = 0.9  # takes most of a given spike away, and makes more of them from scratch (benchmarks/second_question.py)
 SCALE = 0.05  # an exponent further from 0 means that the size acts through the normaliser, not through noise
 
 

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import atexit
 import sys
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,21 +19,20 @@ import torch
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from whyspike.errors import UnreadableRun
 from whyspike.feed import Feed, Iterators, going_on, mean_loss
+from whyspike.integrations._recorded import Recorded, around, not_recorded, warn
 from whyspike.record import Recorder
 from whyspike.record import watch as plain_watch
 
 if TYPE_CHECKING:
     from whyspike.seams import LossFn
-    from whyspike.types import Diagnosis
 
 __all__ = ["SpikeRecorderCallback", "watch"]
 
 ITEMS = "items_of_the_step"  # in a stored micro-batch: its share of num_items_in_batch, spread over its samples
 
 
-class SpikeRecorderCallback(TrainerCallback, ExportableState):
+class SpikeRecorderCallback(Recorded, TrainerCallback, ExportableState):
     """Records a training by `Trainer.train`. It changes nothing in it; an error of its own ends the recording alone.
 
     Args:
@@ -42,6 +40,8 @@ class SpikeRecorderCallback(TrainerCallback, ExportableState):
         path, name, store_batches, max_bytes, closely: as in `whyspike.watch`.
         loss_fn: `loss_fn(model, batch)` returns the scalar loss of one batch, where `compute_loss` is not it.
     """
+
+    HOW = "trainer.add_callback(...) before trainer.train()"
 
     def __init__(
         self,
@@ -67,17 +67,6 @@ class SpikeRecorderCallback(TrainerCallback, ExportableState):
         self._going: dict[str, Any] = {}  # what a checkpoint holds
         self.recorder: Recorder | None = None
 
-    @property
-    def path(self) -> Path | None:
-        """The run folder; None before the first step is recorded."""
-        return None if self.recorder is None else self.recorder.path
-
-    def diagnose(self, prove: bool = False) -> Diagnosis:
-        """Diagnose what was recorded; with prove=True by replaying it with one thing changed, in this process."""
-        if self.recorder is None:
-            raise UnreadableRun("nothing has been recorded: trainer.add_callback(...) before trainer.train()")
-        return self.recorder.diagnose(prove=prove)
-
     # ------------------------------------------------------------------ what the Trainer calls
 
     def state(self) -> dict[str, Any]:
@@ -89,12 +78,12 @@ class SpikeRecorderCallback(TrainerCallback, ExportableState):
             self._begin(state, kwargs)
         except Exception as error:
             self._close("error")
-            _warn(f"whyspike does not record this training ({type(error).__name__}: {error}); the training goes on")
+            warn(not_recorded(error))
 
     def _begin(self, state: Any, given: Mapping[str, Any]) -> None:
         trainer = self._trainer or _caller(self)
         if trainer is None:
-            _warn(
+            warn(
                 "the Trainer that calls SpikeRecorderCallback was not found, so nothing is recorded: write "
                 "SpikeRecorderCallback(trainer)"
             )
@@ -103,7 +92,7 @@ class SpikeRecorderCallback(TrainerCallback, ExportableState):
         if loss_fn is None:
             loss_fn = _loss_of(trainer)
             if type(trainer).training_step is not Trainer.training_step:
-                _warn(
+                warn(
                     f"{type(trainer).__name__} has a training_step of its own: it is recorded, but a replay passes "
                     "through compute_loss alone; where the two differ nothing can be proven: give "
                     "SpikeRecorderCallback(loss_fn=...)"
@@ -131,7 +120,7 @@ class SpikeRecorderCallback(TrainerCallback, ExportableState):
         trainer.training_step = self._training_step
         for name in ("evaluate", "predict"):
             self._originals[name] = getattr(trainer, name)
-            setattr(trainer, name, self._around(getattr(trainer, name)))
+            setattr(trainer, name, around(lambda: self._feed, getattr(trainer, name)))
         atexit.register(self._close, "exit")
 
     def _training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -144,19 +133,6 @@ class SpikeRecorderCallback(TrainerCallback, ExportableState):
         loss = original(model, inputs, *args, **kwargs)
         feed.loss(loss.detach() * micro if micro > 1 else loss)  # the Trainer has divided it
         return loss
-
-    def _around(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def evaluated(*args: Any, **kwargs: Any) -> Any:
-            feed = self._feed
-            if feed is None or feed.evaluating:
-                return original(*args, **kwargs)
-            feed.enters()
-            try:
-                return original(*args, **kwargs)
-            finally:
-                feed.leaves()
-
-        return evaluated
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._feed is not None:
@@ -223,10 +199,6 @@ def _loss_of(trainer: Any) -> LossFn:
             return trainer.compute_loss(trainer.model_wrapped, inputs, num_items_in_batch=items)
 
     return compute_loss
-
-
-def _warn(text: str) -> None:
-    warnings.warn(text, RuntimeWarning, stacklevel=3)
 
 
 # --------------------------------------------------------------------------- Accelerate

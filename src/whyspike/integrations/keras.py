@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import atexit
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import keras
 
-from whyspike.errors import BadTraining, UnreadableRun
+from whyspike.errors import BadTraining
 from whyspike.feed import Feed, Iterators
+from whyspike.integrations._recorded import Recorded, around, not_recorded, warn
 from whyspike.record import Recorder, watch
 
 if TYPE_CHECKING:
@@ -27,12 +27,11 @@ if TYPE_CHECKING:
 
     from whyspike.seams import LossFn
     from whyspike.training import Training
-    from whyspike.types import Diagnosis
 
 __all__ = ["SpikeRecorder", "training"]
 
 
-class SpikeRecorder(keras.callbacks.Callback):
+class SpikeRecorder(Recorded, keras.callbacks.Callback):
     """Records a training by `fit`. It changes nothing in it, and an error of its own ends the recording alone.
 
     Args:
@@ -40,6 +39,8 @@ class SpikeRecorder(keras.callbacks.Callback):
         loss_fn: `loss_fn(network, batch)` returns the scalar loss of one batch of `fit`, where a `train_step` of your
             own does not go through `compute_loss`; `network(x)` calls the model.
     """
+
+    HOW = "give the SpikeRecorder to model.fit(callbacks=[...])"
 
     def __init__(
         self,
@@ -65,17 +66,6 @@ class SpikeRecorder(keras.callbacks.Callback):
         self._sums = (0.0, 0.0)  # behind the running mean: of loss times samples, and of samples
         self.recorder: Recorder | None = None
 
-    @property
-    def path(self) -> Path | None:
-        """The run folder; None before the first step is recorded."""
-        return None if self.recorder is None else self.recorder.path
-
-    def diagnose(self, prove: bool = False) -> Diagnosis:
-        """Diagnose what was recorded; with prove=True by replaying it with one thing changed, in this process."""
-        if self.recorder is None:
-            raise UnreadableRun("nothing has been recorded: give the SpikeRecorder to model.fit(callbacks=[...])")
-        return self.recorder.diagnose(prove=prove)
-
     # ------------------------------------------------------------------ what Keras calls
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -84,7 +74,7 @@ class SpikeRecorder(keras.callbacks.Callback):
             self._begin()
         except Exception as error:
             self._close("error")
-            _warn(f"whyspike does not record this training ({type(error).__name__}: {error}); the training goes on")
+            warn(not_recorded(error))
 
     def _begin(self) -> None:
         model: Any = self.model
@@ -101,7 +91,7 @@ class SpikeRecorder(keras.callbacks.Callback):
             feed.recorder.facts |= {"model": type(model).__name__, "layers": _layers(model)}
             inside.attach(feed)
         else:
-            _warn(reason)
+            warn(reason)
             with warnings.catch_warnings():  # what watch() says of a model that it cannot look into is said above
                 warnings.simplefilter("ignore")
                 recorder = watch(model, model.optimizer, **{**self._options, "name": name})
@@ -173,8 +163,8 @@ class _Inside:
         for name, wrapper in (
             ("train_step", self._train_step),
             ("compute_loss", self._compute_loss),
-            ("evaluate", self._around(self._evaluate)),
-            ("predict", self._around(self._predict)),
+            ("evaluate", around(lambda: self._feed, self._evaluate)),
+            ("predict", around(lambda: self._feed, self._predict)),
         ):
             object.__setattr__(self.model, name, wrapper)
 
@@ -182,19 +172,6 @@ class _Inside:
         self.optimizer.detach()
         for name in ("train_step", "compute_loss", "evaluate", "predict"):
             self.model.__dict__.pop(name, None)
-
-    def _around(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def evaluated(*args: Any, **kwargs: Any) -> Any:
-            feed = self._feed
-            if feed is None or feed.evaluating:
-                return original(*args, **kwargs)
-            feed.enters()
-            try:
-                return original(*args, **kwargs)
-            finally:
-                feed.leaves()
-
-        return evaluated
 
     def _compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         loss = self._loss(*args, **kwargs)
@@ -262,10 +239,6 @@ def _sums(model: Any) -> tuple[float, float]:
 
 def _layers(model: Any) -> list[str]:
     return sorted({type(layer).__name__ for layer in model._flatten_layers()})
-
-
-def _warn(text: str) -> None:
-    warnings.warn(text, RuntimeWarning, stacklevel=3)
 
 
 def training(model: Any, loader: DataLoader[Any], *, epochs: int) -> Training:

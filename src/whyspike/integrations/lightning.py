@@ -9,7 +9,6 @@ training goes on in the same record. A replay passes through `training_step`. Wi
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,24 +18,25 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from whyspike import record
-from whyspike.errors import UnreadableRun
 from whyspike.feed import Feed, Iterators, going_on
+from whyspike.integrations._recorded import Recorded, not_recorded, warn
 from whyspike.record import Recorder
 
 if TYPE_CHECKING:
     from whyspike.seams import LossFn
-    from whyspike.types import Diagnosis
 
 __all__ = ["SpikeRecorder", "watch"]
 
 
-class SpikeRecorder(Callback):
+class SpikeRecorder(Recorded, Callback):
     """Records a training by `Trainer.fit`. It changes nothing in it, and an error of its own ends the recording alone.
 
     Args:
         path, name, store_batches, max_bytes, closely: as in `whyspike.watch`.
         loss_fn: `loss_fn(module, batch)` returns the scalar loss of one batch, where `training_step` is not it.
     """
+
+    HOW = "give the SpikeRecorder to Trainer(callbacks=[...])"
 
     def __init__(
         self,
@@ -62,17 +62,6 @@ class SpikeRecorder(Callback):
         self._updates = 0
         self._aside = False  # a sanity check or an evaluation is going on
         self.recorder: Recorder | None = None
-
-    @property
-    def path(self) -> Path | None:
-        """The run folder; None before the first step is recorded."""
-        return None if self.recorder is None else self.recorder.path
-
-    def diagnose(self, prove: bool = False) -> Diagnosis:
-        """Diagnose what was recorded; with prove=True by replaying it with one thing changed, in this process."""
-        if self.recorder is None:
-            raise UnreadableRun("nothing has been recorded: give the SpikeRecorder to Trainer(callbacks=[...])")
-        return self.recorder.diagnose(prove=prove)
 
     # ------------------------------------------------------------------ what Lightning calls
 
@@ -103,16 +92,16 @@ class SpikeRecorder(Callback):
             self._begin(trainer, pl_module)
         except Exception as error:
             self._close("error")
-            _warn(f"whyspike does not record this training ({type(error).__name__}: {error}); the training goes on")
+            warn(not_recorded(error))
 
     def _begin(self, trainer: Any, module: Any) -> None:
         reason = _closed(trainer, module, self._loss_fn)
         if reason is not None and len(trainer.optimizers) != 1:
             self._close("cut")
-            _warn(reason)
+            warn(reason)
             return
         if reason is not None:
-            _warn(reason)
+            warn(reason)
         schedulers = [c.scheduler for c in trainer.lr_scheduler_configs]
         options, at = going_on(self._options, self._resumed)
         self._resumed = {}
@@ -222,10 +211,6 @@ def _silent(module: Any) -> Iterator[None]:
     finally:
         for name in ("log", "log_dict"):
             module.__dict__.pop(name, None)
-
-
-def _warn(text: str) -> None:
-    warnings.warn(text, RuntimeWarning, stacklevel=3)
 
 
 def watch(model: Any, optimizer: Any, **options: Any) -> Recorder:
