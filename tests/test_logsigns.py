@@ -134,6 +134,7 @@ def test_a_height_of_the_learning_rate_that_is_too_much_shows_where_the_warm_up_
     assert top(made) == "no-warmup"
     assert made.verdicts[0].outcome == "likely"
     assert "where the warm-up of the learning rate ends (step 199)" in made.answer.sentence
+    assert "warmup_steps=800" in made.verdicts[0].cures[0].code["hf"]
     loss, lr = warmed_up(1.1)
     assert made.events
     assert said(tmp_path, loss, 1000, lr).answer.status == "healthy"

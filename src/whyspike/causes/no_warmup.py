@@ -14,13 +14,13 @@ END_EARLY, END_LATE = (
     0.1,
     20,
 )  # of the warm-up, before its end; steps after it: 1 / (1 - beta2) at .95 (Ma & Yarats 2019)
-REACHED = 0.995  # of the highest learning rate: a cosine's top is flat
+LONGER = 4  # times the warm-up
 LEAST_GROWTH = 5  # values in which the learning rate grows; fewer are a jump
 WARMUP = 100  # steps of the warm-up that is tried: a tenth of 2 / (1 - beta2) at .999 (Ma & Yarats 2019: all of it)
 
 
 class NoWarmup(Cause):
-    """a learning rate that is at its full height from the first step.
+    """a learning rate that is at its full height too early.
 
     What happens:
         At the begin the curvature is high and an adaptive optimizer knows next to nothing: after one step its update is
@@ -52,7 +52,8 @@ class NoWarmup(Cause):
     aliases = ("warmup", "warm-up", "warmup-end")
     status = "preview"
     rank = 28
-    title = "the learning rate is at its full height from the first step"
+    title = "the learning rate is at its full height too early"
+    decides = "train with half of the learning rate, or with a warm-up four times as long; the climb must go"
 
     def signature(self, seen: Observation) -> Suspicion | None:
         if (at_end := _at_the_end(seen)) is not None:
@@ -122,6 +123,19 @@ class NoWarmup(Cause):
     def cures(self, seen: Observation) -> Sequence[ScratchCure]:
         from whyspike.optimizer_interventions import WarmUp
 
+        if (end := warmup_end(seen.run)) is not None:
+            steps = LONGER * (end + 1)
+            longer = Cure(
+                words="half of the height, or a warm-up two to four times as long",
+                code={
+                    "torch": f"warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / {steps}, total_iters={steps})",
+                    "keras": "keras.optimizers.schedules.CosineDecay(0.0, total_steps, warmup_target=lr / 2, "
+                    f"warmup_steps={end + 1})",
+                    "hf": f"TrainingArguments(warmup_steps={steps})",
+                },
+                applicability="unsafe",
+            )
+            return [ScratchCure(cure=longer)]
         return [
             ScratchCure(
                 cure=Cure(
@@ -170,7 +184,7 @@ def warmup_end(run: Run) -> int | None:
     lr = np.asarray(run.lr, dtype=float)
     if not np.isfinite(lr).all() or not lr.max() > 0:
         return None
-    top = int(np.argmax(lr >= REACHED * lr.max()))
+    top = int(np.argmax(lr))
     grown = lr[: top + 1]
     if top < LEAST_GROWTH or top > len(lr) / 2 or grown[0] > FULL * lr.max() or (np.diff(grown) < 0).any():
         return None
