@@ -1,4 +1,4 @@
-"""How often a spike or dip that repeats is seen where nothing repeats: `python benchmarks/periodic_null.py` (8 minutes).
+"""How often a spike or dip that repeats is seen where nothing repeats: `python benchmarks/periodic_null.py`.
 
 Healthy trainings of the scoreboard's suite, at seeds of its own, are tested with periods that they do not have: lengths
 that are no multiple and no part of their epoch. What is found is chance. Prints the share of tests whose p is below a
@@ -31,9 +31,8 @@ def tests_of(number: int, each: int) -> list[list[float]]:
     """[p, whether the pattern is an event at p = 1] of so many periods that one training does not have."""
     made = train(lambda seed: training(setup(number, SEED)), seed=0)
     steps = len(made.loss)
-    epoch = max(
-        1, int(np.argmax(made.n_samples < made.n_samples[0])) + 1 if made.n_samples.min() < made.n_samples[0] else 0
-    )
+    short = np.flatnonzero(made.n_samples < made.n_samples[0])
+    epoch = int(short[0]) + 1 if len(short) else 1
     rng = np.random.default_rng([SEED, number])
     found: list[list[float]] = []
     while len(found) < each:
@@ -71,9 +70,8 @@ def main() -> None:
     for line in LINES:
         below, events = int((p <= line).sum()), int(((p <= line) & (event > 0)).sum())
         low, high = wilson(events, len(p))
-        print(
-            f"p <= {line:g}: {below} of {len(p)} tests, {events} of them an event ({events / len(p):.2%}; 95 %: {low:.2%} to {high:.2%})"
-        )
+        share = f"{events / len(p):.2%}; 95 %: {low:.2%} to {high:.2%}"
+        print(f"p <= {line:g}: {below} of {len(p)} tests, {events} of them an event ({share})")
 
 
 if __name__ == "__main__":
