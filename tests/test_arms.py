@@ -76,12 +76,12 @@ def test_what_has_ended_is_not_run_again_and_a_lost_process_takes_no_other_with_
         where.results(arms)
     flag.write_text("")
     first = where.results(arms[:1])
-    (kept,) = (tmp_path / "arms").glob("*.json")
+    (kept,) = (tmp_path / "arms").glob("????????????????.json")
     before = kept.stat().st_mtime_ns
     assert where.expected_s(arms) == 1.0
     assert where.results(arms)[:1] == first
     assert kept.stat().st_mtime_ns == before
-    assert len(list((tmp_path / "arms").glob("*.json"))) == 2
+    assert len(list((tmp_path / "arms").glob("????????????????.json"))) == 2
 
 
 def test_an_arm_leaves_the_users_files_alone(tmp_path):
@@ -106,7 +106,7 @@ def test_another_seed_is_another_run_and_the_same_seed_the_same(tmp_path):
     where = source(tmp_path, script, "1")
     own, other = where.results([Wanted(intervention=BASELINE), Wanted(intervention=BASELINE, seed=1)])
     assert own["loss"] != other["loss"]
-    for file in (tmp_path / "arms").glob("*.json"):
+    for file in (tmp_path / "arms").glob("????????????????.json"):
         file.unlink()
     assert where.results([Wanted(intervention=BASELINE, seed=1)])[0]["loss"] == other["loss"]
 

@@ -26,6 +26,7 @@ CAUSES = {
     "contrastive_padded": "padded-duplicates",
     "curriculum_sources": "data-mixture-change",
     "detector_boxes": "double-averaged-loss",
+    "digits_divided_twice": "double-averaged-loss",
     "forgot_train_mode": "eval-side-effects",
     "heatmap_objects": "wrong-denominator",
     "lr_too_high": "lr-too-high",

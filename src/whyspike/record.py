@@ -36,7 +36,7 @@ from whyspike.hyper import Hyper, hyperparameters, without_lr
 from whyspike.keeper import Keeper
 from whyspike.loader_ids import length, loader_facts
 from whyspike.lossvalue import describe, number, number_or_later
-from whyspike.measure import Measures
+from whyspike.measure import MakeProbe, Measures
 from whyspike.passes import Batches, Evaluating
 from whyspike.recordwriter import RecordWriter
 from whyspike.rngnotes import RngNotes
@@ -378,12 +378,21 @@ class Recorder:
 
     def _choose_probe(self, loader: Any) -> None:
         """A probe set of more samples than a batch has, where the loader has a dataset to draw them from."""
-        pieces = probeset.of(loader, self.model)
+        pieces = probeset.of(loader, self.model) if self._measures.gathering else None
         if pieces:
             self._measures.probe_set(pieces)
             samples = sum(map(_size, pieces))
             self._dense = samples >= probeset.DENSE
             self.facts |= {"dense_probe": self._dense, "probe_samples": samples}
+
+    def begin_probe(self, make: MakeProbe) -> None:
+        """Measure the network from here on, where no `loss_fn` was given: see `Measures.begin_probe`."""
+        if self._off:
+            return
+        self._measures.begin_probe(make)
+        if self._closely and self.loader is not None:
+            self._choose_probe(self.loader)
+        self._look = True  # at the batches that it is made of
 
     def _epoch_ends(self, finished: bool) -> None:
         epoch, steps = self._context[0], self._step - self._context[1]
@@ -708,6 +717,7 @@ class Recorder:
                     "accumulate": self._micro_per_step,
                     "probe": self._measures.probe_off is None,
                     "loss_fn": self.loss_fn is not None,
+                    "dense_probe": self._dense,
                 }
                 self._writer.mark(self._step, "facts", learned)
                 self._drain()

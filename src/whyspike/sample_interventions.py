@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from whyspike import batches
 from whyspike.attribute import per_sample
+from whyspike.errors import NotReplayable
 from whyspike.interventions import Draw, Where, acts
 from whyspike.seams import EpochContext, Intervention, LossFn, StepContext
 
@@ -89,9 +90,11 @@ class ReplaceNamed(Intervention):
     def batch(self, at: StepContext, batch: Any) -> Any:
         if not at.is_event or at.step not in self.rows:
             return batch
-        row = self.rows[at.step]
+        row, n = self.rows[at.step], batches.size(batch)
         if self.beside:
-            row = (row + 1) % batches.size(batch)
+            if n < 2:
+                raise NotReplayable(f"with {self.words}: the batch of step {at.step} has no other sample")
+            row = (row + 1) % n
         return with_row(batch, row, self.draw(1))
 
 
