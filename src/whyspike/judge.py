@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from whyspike.anytime import anytime_p
 from whyspike.form import percent
-from whyspike.sequential import anytime_p
 from whyspike.stats import paired_permutation_p, rank_p, ratio_interval, share_removed
 from whyspike.types import Arm, Evidence, Outcome, Suspicion, Trial
 

@@ -5,7 +5,7 @@ without it, so they share every batch and every random number up to the first ev
 plotted. The unchanged run must be bitwise the record, or nothing is tried.
 
 Where one run has too few events to decide, the script runs with other seeds, a few at a time, until every cause is
-decided one way or the other. The p-value is one that holds wherever one stops (`sequential.py`).
+decided one way or the other. The p-value is one that holds wherever one stops (`anytime.py`).
 """
 
 from __future__ import annotations

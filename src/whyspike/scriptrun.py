@@ -34,7 +34,9 @@ class Outcome:
     ended: Ended
     diagnoses: tuple[Diagnosis, ...] = ()
     folders: tuple[Path, ...] = ()
+    carried: tuple[tuple[int, int], ...] = ()  # of each: stretches that its tape carries bit by bit, and all of them
     seconds: float = 0.0  # that the script ran
+    processor_s: float = 0.0  # of this process meanwhile
     notes: tuple[str, ...] = ()  # in words, what a reader must know beside the diagnoses
 
 
@@ -87,9 +89,9 @@ def run_script(
 
     if rerun:
         _first_word(place, command)
-    begun = time.monotonic()
+    begun, processor = time.monotonic(), time.process_time()
     ended = run(command, on_torch=on_torch)
-    seconds = time.monotonic() - begun
+    seconds, processor_s = time.monotonic() - begun, time.process_time() - processor
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the script's own has had its time
     sys.stdout.flush()
     if not found:
@@ -102,7 +104,8 @@ def run_script(
     left = None if budget is None else max(0.0, budget * 60 - seconds)
     asked = _Asked(command, prove and not ended.interrupted, loss, rerun, left, on)
     with Shown() as progress:
-        return replace(_concluded(asked, ended, watching, seconds, progress), seconds=seconds)
+        made = _concluded(asked, ended, watching, seconds, progress)
+        return replace(made, seconds=seconds, processor_s=processor_s)
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,8 @@ def _concluded(asked: _Asked, ended: Ended, watching: ScriptWatch, seconds: floa
         named = ", ".join(f"{path.name}: {' + '.join(sorted(one.names)) or '?'}" for one, path in recorded)
         notes.append(f"{len(recorded)} optimizers were followed apart ({named}); --loss NAME chooses one")
     folders = tuple(path for _, path in recorded)
-    return Outcome(ended, tuple(made), folders, notes=tuple(notes))
+    tapes = tuple(carried(one.recorder) for one, _ in recorded)
+    return Outcome(ended, tuple(made), folders, tapes, notes=tuple(notes))
 
 
 def _run_again(asked: _Asked, recorder: Recorder, folder: Path, seconds: float, progress: Progress) -> Diagnosis:
