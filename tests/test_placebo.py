@@ -83,8 +83,8 @@ def test_a_placebo_that_does_nothing_is_refused(twins, tmp_path):
             assert any(t.arm == "placebo" for t in made.trials(OutlierOfAPair(), suspicion))
 
 
-def test_a_batch_of_one_has_no_other_sample_to_replace():
-    change = ReplaceNamed({3: 0}, lambda n: torch.zeros(n, 2), "another sample replaced", beside=True)
-    at = StepContext(step=3, epoch=0, index=3, n_samples=1, batch_size=8, is_event=True)
-    with pytest.raises(NotReplayable, match="the batch of step 3 has no other sample"):
-        change.batch(at, torch.ones(1, 2))
+def test_a_batch_of_two_that_are_both_named_has_no_other_sample():
+    change = ReplaceNamed({3: (0, 1)}, lambda n: torch.zeros(n, 2), "others replaced", beside=True)
+    at = StepContext(step=3, epoch=0, index=3, n_samples=2, batch_size=8, is_event=True)
+    batch = torch.ones(2, 2)
+    assert change.batch(at, batch) is batch  # which the trials then show to be no placebo
