@@ -29,7 +29,7 @@ from whyspike.strides import Stride, counts
 SMALL = 100_000  # parameters below which a forward pass takes less time than Python's own part of a step
 BUDGET = 0.0015  # share of the training's time for each of the three
 LOOK_AFTER_EVENT = 8  # steps that are measured one by one after the detector has seen something
-MOST_PIECES = 8  # forward passes of one probe, at most
+MOST_PIECES, MOST_CLOSELY = 8, 12  # forward passes of one probe, at most
 TABLE_TENSORS = 256  # with more tensors their single norms are measured less often: 0.5 MB per 1,000 steps
 
 
@@ -78,7 +78,8 @@ class Measures:
         self._odd_seen = 0
         self._named = False
         self._gathered: list[Any] = []  # batches for the probe set
-        self._samples = 0  # in them
+        self._samples, self._least = 0, LEAST  # in them, and that are wanted
+        self.probe_samples = 0  # of the probe, once there is one
         self._pending: list[tuple[str, int, torch.Tensor]] = []  # measured, not read yet
         self._update_s = 0.0
         self._post_hook: Any = None
@@ -183,16 +184,22 @@ class Measures:
         """Whether the probe set still lacks samples."""
         return self._probe is None and self.probe_off is None
 
-    def begin_probe(self, make: MakeProbe) -> None:
-        """A probe where there was no loss function for one: `make(pieces)` makes it, or raises `NotReplayable`."""
+    def begin_probe(self, make: MakeProbe, least: int = LEAST) -> None:
+        """A probe where there was no loss function for one.
+
+        Args:
+            make: makes it of some batches, or raises `NotReplayable`.
+            least: samples in them, of the batches that are drawn from here on.
+        """
         if self._probe is None and self._make is None:
-            self._make, self.probe_off = make, None
+            self._make, self.probe_off, self._least = make, None, least
 
     def probe_set(self, pieces: Sequence[Any]) -> None:
         """Choose the probe set, unless there is one."""
         if self.gathering and self._make is not None:
             try:
                 self._probe = self._make(pieces)
+                self.probe_samples = sum(max(0, batches.size(piece)) for piece in pieces)
             except NotReplayable as error:
                 self._no_probe(self._step, str(error))
 
@@ -212,7 +219,8 @@ class Measures:
             return
         self._gathered.append(batches.clone(batch))
         self._samples += n if n > 0 else LEAST
-        if self._samples >= LEAST or len(self._gathered) >= MOST_PIECES:
+        most = MOST_PIECES if self._least <= LEAST else MOST_CLOSELY
+        if self._samples >= self._least or len(self._gathered) >= most:
             self.probe_set(self._gathered)
             self._gathered = []
 

@@ -162,6 +162,7 @@ class Recorder:
         self._scale = None if self.scaler is None else ScaleWatch(self.scaler, self._writer.mark)
         self._detector: Any = None
         self._dense = False
+        self._probe_begun = False  # a closer one, after the training had
         # the step that is being built
         self._step = self._resume or 0
         self._draws: list[Draw] | tuple[()] = ()
@@ -386,13 +387,14 @@ class Recorder:
             self.facts |= {"dense_probe": self._dense, "probe_samples": samples}
 
     def begin_probe(self, make: MakeProbe) -> None:
-        """Measure the network from here on, where no `loss_fn` was given: see `Measures.begin_probe`."""
-        if self._off:
-            return
-        self._measures.begin_probe(make)
-        if self._closely and self.loader is not None:
-            self._choose_probe(self.loader)
-        self._look = True  # at the batches that it is made of
+        """Measure the network from here on, where no `loss_fn` was given: see `Measures.begin_probe`.
+
+        On batches of the training, for a dataset that is read once more may notice it.
+        """
+        if not self._off:
+            most = min(probeset.SAMPLES, max(probeset.LEAST, 4 * max(0, self._nominal)))
+            self._measures.begin_probe(make, most if self._closely else probeset.LEAST)
+            self._probe_begun, self._look = self._closely, True  # at the batches that it is made of
 
     def _epoch_ends(self, finished: bool) -> None:
         epoch, steps = self._context[0], self._step - self._context[1]
@@ -641,6 +643,10 @@ class Recorder:
             from whyspike.detect import Detector
 
             self._detector = Detector(batch_size=self._nominal if self._nominal >= 0 else None, dense=self._dense)
+        if self._probe_begun and self._measures.probe_samples:
+            self._probe_begun = False
+            self._dense = self._detector.dense = self._measures.probe_samples >= probeset.DENSE
+            self.facts |= {"dense_probe": self._dense, "probe_samples": self._measures.probe_samples}
         first, probes = stretch.first, self._measures.probes
         n = stretch.n_samples if min(stretch.n_samples) > 0 else [n if n > 0 else None for n in stretch.n_samples]
         for k in self._detector.updates(range(first, first + len(n)), stretch.loss, n, probes):
