@@ -26,6 +26,7 @@ class FellowInItsPlace(Intervention):
     """The second sample of the batch before the event replaced by the first one."""
 
     words = "the other sample of the pair in its place"
+    must_act = True
 
     def batch(self, at: StepContext, batch):
         if not at.is_control:

@@ -341,9 +341,10 @@ class Experiment:
                 continue
             with suppress(NotReplayable) if beside else nullcontext():
                 made += [self._trial(cause, arm, intervention, pair, measure) for pair in chosen]
-        made = acting(made)
-        if placebo is not None and not any(t.arm == "placebo" for t in made) and not suspicion.identity:
-            raise NotReplayable(idle_placebo(placebo.words))
+        if placebo is not None and placebo.must_act:
+            made = acting(made)
+            if not any(t.arm == "placebo" for t in made) and not suspicion.identity:
+                raise NotReplayable(idle_placebo(placebo.words))
         if len(pairs) == 1 and placebo is not None and _may_be_confirmed(made):
             first = pairs[0]
             draws = PLACEBO_DRAWS if not suspicion.identity else LEAST_PAIRS  # an identity needs no p-value

@@ -136,6 +136,7 @@ class Recorder:
         self.scheduler, self.scaler = scheduler, scaler
         self.loader: Any = None  # the loader of the training, once it is iterated over
         self.facts: dict[str, object] = {}  # what else the header says of the training, if set before the first step
+        self.learned: dict[str, object] = {}  # the same, of what is known at the end alone
         self._off = os.environ.get(DISABLE, "").lower() not in ("", "0", "false")
         self._closed = False
         self._cpu_begun = process_time()
@@ -724,6 +725,7 @@ class Recorder:
                     "probe": self._measures.probe_off is None,
                     "loss_fn": self.loss_fn is not None,
                     "dense_probe": self._dense,
+                    **self.learned,
                 }
                 self._writer.mark(self._step, "facts", learned)
                 self._drain()

@@ -83,6 +83,8 @@ class ReplaceNamed(Intervention):
         rows: the rows of the named samples in the batches of some steps.
     """
 
+    must_act = True
+
     def __init__(self, rows: Mapping[int, Sequence[int]], draw: Draw, words: str, *, beside: bool = False) -> None:
         self.rows, self.draw, self.words, self.beside = rows, draw, words, beside
 

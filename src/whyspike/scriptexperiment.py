@@ -80,10 +80,8 @@ def trials_of(
     found = {p.suspicion.cause: p.trials(own, {k: losses[k] for k in p.keys(losses)}, p.where) for p in plans}
     idle = {}
     for plan in plans:
-        found[plan.suspicion.cause] = made_by = acting(found[plan.suspicion.cause])
-        placebo = next((change for arm, change in plan.changes if arm == "placebo"), None)
-        if placebo is not None and not any(t.arm == "placebo" for t in made_by) and not plan.suspicion.identity:
-            idle[plan.suspicion.cause] = plan.said(idle_placebo(placebo.words))
+        if not plan.has_placebo(found[plan.suspicion.cause]) and not plan.suspicion.identity:
+            idle[plan.suspicion.cause] = plan.said(idle_placebo(plan.changes[-1][1].words))
             del found[plan.suspicion.cause]
     plans = [p for p in plans if p.suspicion.cause not in idle]
     left = None if seconds is None else seconds - (time.monotonic() - begun)
@@ -134,7 +132,7 @@ def _more_seeds(
                 losses = {(c, arm): _losses(r) for (k, c, arm), r in made.items() if (k, c) == (s, cause)}
                 if losses:
                     losses["baseline", ""] = courses[s].loss
-                    found[cause] += acting(p.trials(courses[s], losses, where[s, cause], seed=s))
+                    found[cause] += p.trials(courses[s], losses, where[s, cause], seed=s)
     return {}
 
 
@@ -255,12 +253,18 @@ class _Plan:
         for arm, change in self.changes:
             kind: ArmName = "intervention" if arm == "intervention" else "placebo"
             arms.append((kind, change.words, losses[self.cause.id, arm]))
-        return [
+        made = [
             self._trial(course, 1000 * seed + pair, event, step, arm, words, values)
             for arm, words, values in arms
             for pair, (event, step) in enumerate(where)
             if step < len(values)
         ]
+        return acting(made) if any(arm == "placebo" and change.must_act for arm, change in self.changes) else made
+
+    def has_placebo(self, trials: Sequence[Trial]) -> bool:
+        """Whether a placebo that is wanted is among the trials."""
+        wanted = any(arm == "placebo" for arm, _ in self.changes)
+        return not wanted or any(t.arm == "placebo" for t in trials)
 
     def _trial(
         self, course: _Course, pair: int, event: Event, step: int, arm: ArmName, words: str, values: np.ndarray

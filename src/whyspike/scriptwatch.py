@@ -335,6 +335,8 @@ class ScriptWatch(Seams):
             for one in self.watched:
                 self._training(one)
                 if one is self.watched[0]:
+                    if self.taping.untaped:
+                        one.recorder.learned["untaped"] = self.taping.untaped
                     one.recorder.loss_fn = self.taping.loss_fn(one.recorder._micro_per_step)
                 one.recorder._close(reason)
         self._pending, self._latest = [], []
