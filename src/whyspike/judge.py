@@ -41,8 +41,8 @@ class Judged:
 def acting(trials: Sequence[Trial]) -> list[Trial]:
     """The trials without those of a placebo that are bitwise their baseline.
 
-    Such a change was none: a sample replaced by its twin in a batch of two. That the excess is still there after it says
-    nothing.
+    Such a change was none: a sample replaced by its twin in a batch of two. That the excess is still there after it
+    says nothing.
     """
     base = {t.pair: t for t in trials if t.arm == "baseline"}
 
