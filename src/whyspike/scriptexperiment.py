@@ -24,7 +24,7 @@ from whyspike.seams import BASELINE, Intervention
 from whyspike.types import ArmName, Event, Run, Suspicion, Trial
 
 MOST_CAUSES = 4  # that are tried; each costs two runs
-PLOTTED: tuple[Measure | None, ...] = (None, "reported", "dip", "height", "deviation")
+PLOTTED: tuple[Measure | None, ...] = (None, "reported", "dip", "height", "deviation", "onset")
 Progress = Callable[[str, float], None]
 
 
