@@ -7,8 +7,10 @@ They are cases of src/whyspike/cases, smaller. Each has its network and its loss
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +27,8 @@ from whyspike.cases import (
     unstable_cross_entropy,
 )
 from whyspike.training import Training
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))  # the detector in Keras is one of them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,37 +86,11 @@ def cells(batch: Any) -> Any:
 
 
 def keras_detector(optimizer: Any, *, twice: bool) -> Any:
-    import keras
-    from keras import ops
-
-    def per_sample(y: Any, p: Any) -> tuple[Any, Any]:
-        classes = ops.cast(y[..., 0], "int32")
-        positive = ops.cast(classes > 0, "float32")
-        scores = keras.losses.sparse_categorical_crossentropy(classes, p[..., :11], from_logits=True)
-        d = ops.abs(p[..., 11:] - y[..., 1:])
-        place = ops.sum(ops.where(d < 1, 0.5 * d * d, d - 0.5), -1) * positive
-        return ops.sum(scores + place, -1), ops.maximum(ops.sum(positive), 1.0)
-
-    def vector(y: Any, p: Any) -> Any:  # (B,), divided by the boxes of the batch: Keras averages it once more
-        total, boxes = per_sample(y, p)
-        return total / boxes
-
-    def scalar(y: Any, p: Any) -> Any:
-        total, boxes = per_sample(y, p)
-        return ops.sum(total) / boxes
+    import keras_detector as example
 
     widths = SMALL.of(32, SMALL.width), SMALL.of(48, SMALL.width)
-    layers = keras.layers
-    model = sequential(
-        keras.Input((32, 32, 1)),
-        layers.Conv2D(widths[0], 4, strides=4),
-        layers.LeakyReLU(0.1),
-        layers.Conv2D(widths[1], 4, strides=2, padding="same"),
-        layers.LeakyReLU(0.1),
-        layers.Conv2D(13, 1),
-        layers.Reshape((16, 13)),
-    )
-    return compiled(model, optimizer, vector if twice else scalar)
+    model = example.detector("mse", 1.0, widths=widths)
+    return compiled(model, optimizer, example.vector if twice else example.scalar)
 
 
 # --------------------------------------------------------------------------- the second question

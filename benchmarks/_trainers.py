@@ -1,8 +1,8 @@
 """One training in five frameworks: plain torch, Lightning, the Hugging Face Trainer, Accelerate and Keras.
 
 What is trained is a case's own: its network, its loss, its optimizer, its data. In Keras it is written again in Keras'
-layers, losses and optimizers. Every function here trains in its framework's own loop, with that framework's recorder,
-and returns the diagnosis with its proof.
+layers, losses and optimizers. Every function here trains in its framework's own loop, with that framework's recorder
+or without one.
 """
 
 # The extras are not in the environment that types are checked in.
@@ -10,6 +10,7 @@ and returns the diagnosis with its proof.
 from __future__ import annotations
 
 import os
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -92,9 +93,28 @@ def tokens(batch: Any) -> int:
 # --------------------------------------------------------------------------- loops of one's own
 
 
-def plain(parts: Parts, folder: Path) -> Diagnosis:
+class Unwatched:
+    """What a recorder is to a loop, where nothing is recorded."""
+
+    def __enter__(self) -> Unwatched:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def batches(self, loader: Any) -> Any:
+        return loader
+
+    def step(self, loss: Any) -> None:
+        pass
+
+
+def plain(parts: Parts, path: Path | None, closely: bool) -> Any:
     model, optimizer = parts.net, parts.optimizer
-    with whyspike.watch(model, optimizer, loss_fn=parts.loss_fn, path=folder / "run", closely=True) as rec:
+    recorder: Any = Unwatched()
+    if path is not None:
+        recorder = whyspike.watch(model, optimizer, loss_fn=parts.loss_fn, path=path, closely=closely)
+    with recorder as rec:
         for _ in range(parts.epochs):
             for window in windows(rec.batches(parts.loader), parts.accumulate):
                 counts = [tokens(b) if parts.by_tokens else 1 for b in window]
@@ -104,13 +124,13 @@ def plain(parts: Parts, folder: Path) -> Diagnosis:
                     loss = parts.loss_fn(model, one)
                     loss = loss * (n / sum(counts)) if len(window) > 1 else loss
                     loss.backward()
-                    total += loss.detach()
+                    total = total + loss.detach() if len(window) > 1 else loss.detach()
                 optimizer.step()
                 rec.step(total)
-    return rec.diagnose(prove=True)
+    return recorder
 
 
-def accelerate(parts: Parts, folder: Path) -> Diagnosis:
+def accelerate(parts: Parts, path: Path | None, closely: bool) -> Any:
     from accelerate import Accelerator
 
     from whyspike.integrations.huggingface import watch
@@ -118,7 +138,10 @@ def accelerate(parts: Parts, folder: Path) -> Diagnosis:
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=parts.accumulate)
     model, optimizer, loader = accelerator.prepare(parts.net, parts.optimizer, parts.loader)
     k = parts.accumulate
-    with watch(accelerator, model, optimizer, loss_fn=parts.loss_fn, path=folder / "run", closely=True) as rec:
+    recorder: Any = Unwatched()
+    if path is not None:
+        recorder = watch(accelerator, model, optimizer, loss_fn=parts.loss_fn, path=path, closely=closely)
+    with recorder as rec:
         for _ in range(parts.epochs):
             for window in windows(rec.batches(loader), k):
                 counts = [tokens(b) if parts.by_tokens else 1 for b in window]
@@ -131,7 +154,7 @@ def accelerate(parts: Parts, folder: Path) -> Diagnosis:
                         optimizer.step()
                         optimizer.zero_grad()
                     rec.step(loss)
-    return rec.diagnose(prove=True)
+    return recorder
 
 
 def windows(batches: Any, k: int) -> Iterator[list[Any]]:
@@ -148,7 +171,7 @@ def windows(batches: Any, k: int) -> Iterator[list[Any]]:
 # --------------------------------------------------------------------------- trainers
 
 
-def lightning(parts: Parts, folder: Path) -> Diagnosis:
+def lightning(parts: Parts, path: Path | None, closely: bool) -> Any:
     import lightning as L
 
     from whyspike.integrations.lightning import SpikeRecorder
@@ -168,13 +191,19 @@ def lightning(parts: Parts, folder: Path) -> Diagnosis:
         def configure_optimizers(self) -> Any:
             return parts.optimizer
 
-    spikes = SpikeRecorder(folder / "run", closely=True)
+    spikes = SpikeRecorder(path, closely=closely) if path else None
     trainer = L.Trainer(
-        accelerator="cpu", max_epochs=parts.epochs, accumulate_grad_batches=parts.accumulate, callbacks=[spikes],
-        logger=False, enable_progress_bar=False, enable_checkpointing=False, enable_model_summary=False,
-    )  # fmt: skip
+        accelerator="cpu",
+        max_epochs=parts.epochs,
+        accumulate_grad_batches=parts.accumulate,
+        callbacks=[spikes] if spikes else [],
+        logger=False,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+    )
     trainer.fit(Module(), parts.loader)
-    return spikes.diagnose(prove=True)
+    return spikes
 
 
 class Model(nn.Module):
@@ -198,7 +227,7 @@ class Counting(Model):
         return {"loss": loss if num_items_in_batch is None else loss * n / num_items_in_batch}
 
 
-def trainer(parts: Parts, folder: Path) -> Diagnosis:
+def trainer(parts: Parts, path: Path | None, closely: bool) -> Any:
     import transformers
     from transformers import Trainer, TrainingArguments
 
@@ -219,22 +248,22 @@ def trainer(parts: Parts, folder: Path) -> Diagnosis:
             return self.accelerator.prepare(DataLoader(own.dataset, **how))  # type: ignore[arg-type]
 
     args = TrainingArguments(
-        str(folder), report_to=[], disable_tqdm=True, use_cpu=True, seed=parts.seed,
+        tempfile.gettempdir(), report_to=[], disable_tqdm=True, use_cpu=True, seed=parts.seed,
         dataloader_pin_memory=False, remove_unused_columns=False, save_strategy="no", logging_steps=50,
         lr_scheduler_type="constant", max_grad_norm=0.0, num_train_epochs=parts.epochs,
         per_device_train_batch_size=parts.loader.batch_size or 1, gradient_accumulation_steps=parts.accumulate,
     )  # fmt: skip
-    spikes = SpikeRecorderCallback(path=folder / "run", closely=True)
+    spikes = SpikeRecorderCallback(path=path, closely=closely) if path else None
     made = (Ordered if parts.own_order else Trainer)(
         model=(Counting if parts.counted else Model)(parts.net, parts.loss_fn),
-        args=args, train_dataset=parts.loader.dataset, data_collator=named, callbacks=[spikes],
+        args=args, train_dataset=parts.loader.dataset, data_collator=named, callbacks=[spikes] if spikes else [],
         optimizers=(parts.optimizer, None),
     )  # fmt: skip
     made.train()
-    return spikes.diagnose(prove=True)
+    return spikes
 
 
-def keras_fit(parts: Parts, folder: Path) -> Diagnosis:
+def keras_fit(parts: Parts, path: Path | None, closely: bool) -> Any:
     os.environ.setdefault("KERAS_BACKEND", "torch")
     import keras
 
@@ -255,9 +284,9 @@ def keras_fit(parts: Parts, folder: Path) -> Diagnosis:
     else:
         draw = torch.Generator().manual_seed(parts.seed)
         loader = DataLoader(own.dataset, batch_size=own.batch_size, shuffle=True, generator=draw, collate_fn=pairs)
-    spikes = SpikeRecorder(folder / "run", closely=True)
-    model.fit(loader, epochs=parts.epochs, verbose=0, callbacks=[spikes])
-    return spikes.diagnose(prove=True)
+    spikes = SpikeRecorder(path, closely=closely) if path else None
+    model.fit(loader, epochs=parts.epochs, verbose=0, callbacks=[spikes] if spikes else [])
+    return spikes
 
 
 def optimizer_like(group: dict[str, Any], accumulate: int) -> Any:
@@ -273,7 +302,9 @@ def optimizer_like(group: dict[str, Any], accumulate: int) -> Any:
     return keras.optimizers.SGD(group["lr"], momentum=group["momentum"], gradient_accumulation_steps=every)
 
 
-FRAMEWORKS: dict[str, Callable[[Parts, Path], Diagnosis]] = {
+Fit = Callable[[Parts, Path | None, bool], Any]  # (what, the run folder or None, closely) → the recorder or None
+
+FRAMEWORKS: dict[str, Fit] = {
     "torch": plain,
     "lightning": lightning,
     "huggingface": trainer,
@@ -283,12 +314,12 @@ FRAMEWORKS: dict[str, Callable[[Parts, Path], Diagnosis]] = {
 
 
 def diagnosed(framework: str, parts: Parts, folder: Path) -> Diagnosis:
-    """Train it there, on one thread, and diagnose it with its proof."""
+    """Train it there, on one thread, recorded closely as `prove` does it, and diagnose it with its proof."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the frameworks: loaders without workers, no logger
-            return FRAMEWORKS[framework](parts, folder)
+            return FRAMEWORKS[framework](parts, folder / "run", True).diagnose(prove=True)
     finally:
         torch.set_num_threads(threads)
