@@ -196,7 +196,12 @@ def keras_table(optimizer: Any) -> Any:
 
 def log_of_zero(seed: int, sick: bool) -> Parts:
     made = (unstable_cross_entropy.sick if sick else unstable_cross_entropy.healthy)(seed, PLAIN)
-    return parts(made, seed, keras=lambda optimizer: keras_odd(optimizer, by_hand=sick))
+    return parts(
+        made,
+        seed,
+        keras=lambda optimizer: keras_odd(optimizer, by_hand=sick),
+        keras_batch=lambda batch: (batch[0], batch[1][:, None]),
+    )
 
 
 def keras_odd(optimizer: Any, *, by_hand: bool) -> Any:
@@ -204,11 +209,10 @@ def keras_odd(optimizer: Any, *, by_hand: bool) -> Any:
     from keras import ops
 
     def loss(y: Any, p: Any) -> Any:
-        p = p[:, 0]
         return -(y * ops.log(p) + (1 - y) * ops.log(1 - p))
 
     def from_logits(y: Any, p: Any) -> Any:
-        return keras.losses.binary_crossentropy(y[:, None], p, from_logits=True)
+        return keras.losses.binary_crossentropy(y, p, from_logits=True)
 
     layers = keras.layers
     model = sequential(

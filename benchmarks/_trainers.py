@@ -234,6 +234,7 @@ def trainer(parts: Parts, path: Path | None, closely: bool) -> Any:
     from whyspike.integrations.huggingface import SpikeRecorderCallback
 
     transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     collate = parts.loader.collate_fn
 
     def named(rows: Any) -> dict[str, Any]:
@@ -285,7 +286,7 @@ def keras_fit(parts: Parts, path: Path | None, closely: bool) -> Any:
         draw = torch.Generator().manual_seed(parts.seed)
         loader = DataLoader(own.dataset, batch_size=own.batch_size, shuffle=True, generator=draw, collate_fn=pairs)
     spikes = SpikeRecorder(path, closely=closely) if path else None
-    model.fit(loader, epochs=parts.epochs, verbose=0, callbacks=[spikes] if spikes else [])
+    model.fit(loader, epochs=parts.epochs, shuffle=False, verbose=0, callbacks=[spikes] if spikes else [])
     return spikes
 
 

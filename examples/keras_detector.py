@@ -111,6 +111,7 @@ def detector(loss: Any, lr: float, *, seed: int = 0, widths: tuple[int, int] = (
 
 
 def loader(seed: int = 0, n: int = 16 * BATCH + LEFT) -> DataLoader[Any]:
+    """As `fit` takes it."""
     draw = torch.Generator().manual_seed(seed)
     return DataLoader(TensorDataset(*data(n)), batch_size=BATCH, shuffle=True, generator=draw)
 
@@ -124,11 +125,12 @@ def training(seed: int = 0, form: str = "(B,), divided by the boxes") -> Trainin
 
 
 def main() -> None:
+    """Train by `fit`, recorded, and show the diagnosis."""
     from whyspike.integrations.keras import SpikeRecorder
 
     loss, factor = LOSSES["(B,), divided by the boxes"]
     spikes = SpikeRecorder()
-    detector(loss(), factor * LR).fit(loader(), epochs=EPOCHS, verbose=2, callbacks=[spikes])
+    detector(loss(), factor * LR).fit(loader(), epochs=EPOCHS, shuffle=False, verbose=2, callbacks=[spikes])
     print(spikes.diagnose(prove=True))  # noqa: T201
 
 
