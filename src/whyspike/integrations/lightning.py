@@ -224,7 +224,7 @@ def watch(model: Any, optimizer: Any, **options: Any) -> Recorder:
     given = options.pop("loss_fn", None)
 
     def loss_fn(module: torch.nn.Module, batch: Any) -> torch.Tensor:
-        return given(model, batch)
+        return given(model if module is inner else module, batch)  # else a copy, in float64
 
     optimizer = getattr(optimizer, "_optimizer", optimizer)
     return record.watch(inner, optimizer, loss_fn=None if given is None else loss_fn, **options)
