@@ -26,6 +26,7 @@ from whyspike.cases import (
     small_last_batch,
     unstable_cross_entropy,
 )
+from whyspike.cases._tabular import Table, collate
 from whyspike.training import Training
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))  # the detector in Keras is one of them
@@ -98,6 +99,11 @@ def keras_detector(optimizer: Any, *, twice: bool) -> Any:
 
 def last_of_one(seed: int, sick: bool) -> Parts:
     made = small_last_batch.training(left=1 if sick else 0, seed=seed)
+    loader: Any = made.loader
+    table = Table(*loader.dataset.tensors)  # the same rows; one by one they cost more to fetch than the training itself
+    made.loader = DataLoader(
+        table, batch_size=loader.batch_size, shuffle=True, generator=loader.generator, collate_fn=collate
+    )
     return parts(made, seed, keras=keras_regression)
 
 

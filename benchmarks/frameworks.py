@@ -50,14 +50,22 @@ PACKAGES = {
 ARMS = ("sick", "healthy")
 
 
+INTEGRATIONS = {
+    "torch": (),
+    "lightning": ("lightning",),
+    "huggingface": ("huggingface",),
+    "accelerate": ("huggingface",),
+    "keras": ("keras", "_keras_seams"),
+}
+
+
 def part(training: str, arm: str, framework: str) -> str:
     """The words of one measurement, with a hash of what it depends on beside src/whyspike itself."""
     found = hashlib.sha256()
-    files = [
-        *sorted((SOURCE / "integrations").glob("*.py")),
+    for path in [
+        *(SOURCE / "integrations" / f"{n}.py" for n in (*INTEGRATIONS[framework], "_recorded")),
         *(Path(__file__).with_name(f"_{n}.py") for n in ("sick", "trainers")),
-    ]
-    for path in files:
+    ]:
         found.update(path.read_bytes())
     versions = [importlib.metadata.version(p) for p in PACKAGES[framework]]
     return f"{training}, {arm}, {framework} {versions}, seed {SEED} {found.hexdigest()[:12]}"
