@@ -322,7 +322,7 @@ Seeds and factors come from the hash of the commit: the last one that touched `s
 number of samples, batch size and width of every case are multiplied by factors between 0.8 and 1.25; a twin has the
 seed and the factors of its case. A run is right when its first answer is the declared cause, a twin when it is
 healthy; the telling run of a harmless cause may also be silent. Causes in `also_true` were declared with the case, and
-confirming them is no error. A run that ends in an error, or takes more than 240 s, is wrong.
+confirming them is no error. A run that ends in an error, or takes more than 240 s (with its cures 720 s), is wrong.
 
 A proof is everything from the recorded run to the diagnosis, cures not counted. The cures are trained in the first run
 of every case. Healthy trainings are drawn in `benchmarks/_healthy.py`: seven batch sizes from 4 to 256, SGD with and

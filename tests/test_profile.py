@@ -95,15 +95,15 @@ def test_two_batches_trade_places() -> None:
     assert batches.equal(arm.batch(at(5), third), third)
 
 
-def test_a_named_row_is_replaced_at_the_event_of_its_step() -> None:
+def test_named_rows_are_replaced_wherever_they_are_drawn() -> None:
     batch = data(8)
-    for beside, row in ((False, 6), (True, 7)):
-        arm = ReplaceNamed({5: 6}, lambda n: data(n, seed=9), "replaced", beside=beside)
+    for beside, rows in ((False, [3, 6]), (True, [4, 5])):
+        arm = ReplaceNamed({5: (3, 6), 7: (0,)}, lambda n: data(n, seed=9), "replaced", beside=beside)
         made = arm.batch(at(5), batch)
         changed = [k for k in range(8) if not torch.equal(made[0][k], batch[0][k])]
-        assert changed == [row]
+        assert changed == rows
         assert batches.equal(arm.batch(at(4), batch), batch)
-        assert batches.equal(arm.batch(at(6, event=6), batch), batch)
+        assert not batches.equal(arm.batch(at(7, event=5), batch), batch)
 
 
 def test_what_is_left_out_has_the_highest_loss() -> None:

@@ -38,12 +38,23 @@ class Exposures:
         return self.n >= LEAST and self.first > 0 and self.left <= LEARNT
 
 
+def rows_of(run: Run, ids: Sequence[int]) -> dict[int, tuple[int, ...]]:
+    """Of every step whose batch holds one of the samples, their rows in it. Empty where ids are not known."""
+    if run.sample_ids is None or not len(ids):
+        return {}
+    wanted = frozenset(ids)
+    return {
+        step: tuple(k for k, i in enumerate(held) if i in wanted)
+        for step, batch in zip(run.step.tolist(), run.sample_ids, strict=False)
+        if not wanted.isdisjoint(held := np.asarray(batch).tolist())
+    }
+
+
 def exposures(run: Run, ids: Sequence[int]) -> Exposures | None:
     """None where the ids of the batches are not known, or no batch holds the samples."""
     if run.sample_ids is None or not len(ids):
         return None
-    wanted = np.asarray(list(ids), dtype=np.int64)
-    held = np.array([bool(np.isin(batch, wanted).any()) for batch in run.sample_ids])
+    held = np.isin(run.step, list(rows_of(run, ids)))
     rows = np.flatnonzero(held & np.isfinite(run.loss))
     found = []
     for row in rows:

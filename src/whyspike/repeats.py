@@ -34,7 +34,8 @@ class Repeat:
     p_value: float
     n_cycles: int
     pointed: bool  # it breaks off before the place, and does not slope up to it
-    minimum_detectable: float  # nats: a spike of this mean height would have been found with p = 1 %
+    minimum_detectable: float  # nats: a spike of this mean height would have been found
+    n_null: int  # surrogates that were drawn
 
 
 def repeat(run: Run, n_null: int, seed: int) -> Repeat | str:
@@ -75,7 +76,8 @@ def repeat(run: Run, n_null: int, seed: int) -> Repeat | str:
         p_value=float(min(p_spike, p_dip)),
         n_cycles=n_cycles,
         pointed=_is_pointed(logs.mean(axis=0), at, dips=dips),
-        minimum_detectable=float(np.log1p(np.quantile([low for low, _ in null], 0.99))),
+        minimum_detectable=float(np.log1p(max(low for low, _ in null))),
+        n_null=len(null),
     )
 
 

@@ -77,22 +77,31 @@ class ReplaceRow(Intervention):
 
 
 class ReplaceNamed(Intervention):
-    """Of each event's batch the sample that was named replaced by another one, or with `beside` one that was not.
+    """The samples that were named replaced by others wherever they are drawn, or with `beside` as many that were not.
 
     Args:
-        rows: the row of the named sample in the batch of some steps.
+        rows: the rows of the named samples in the batches of some steps.
     """
 
-    def __init__(self, rows: Mapping[int, int], draw: Draw, words: str, *, beside: bool = False) -> None:
+    def __init__(self, rows: Mapping[int, Sequence[int]], draw: Draw, words: str, *, beside: bool = False) -> None:
         self.rows, self.draw, self.words, self.beside = rows, draw, words, beside
 
     def batch(self, at: StepContext, batch: Any) -> Any:
-        if not at.is_event or at.step not in self.rows:
-            return batch
-        row = self.rows[at.step]
+        rows = self.rows.get(at.step, ())
         if self.beside:
-            row = (row + 1) % batches.size(batch)
-        return with_row(batch, row, self.draw(1))
+            size = batches.size(batch)
+            rows = (
+                [k % size for k in range(rows[0], rows[0] + size) if k % size not in rows][: len(rows)] if rows else ()
+            )
+        for row in rows:
+            batch = with_row(batch, row, self.draw(1))
+        return batch
+
+
+def _after(rows: Sequence[int], size: int) -> list[int]:
+    """As many other rows of a batch, those that follow the first one."""
+    others = [k % size for k in range(rows[0], rows[0] + size) if k % size not in rows] if rows else []
+    return others[: len(rows)]
 
 
 class WithoutSamples(Intervention):

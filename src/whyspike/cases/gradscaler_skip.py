@@ -19,7 +19,7 @@ from whyspike.cases._data import NoisyDigits
 if TYPE_CHECKING:
     from whyspike.record import Recorder
 
-STEPS = 2400
+STEPS, LR = 2400, 0.006  # at .01 the first batches of 8 threw the network itself in some runs
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -33,7 +33,7 @@ def loop(seed: int, vary: Vary, scaler: torch.amp.GradScaler) -> Loop:
     torch.manual_seed(seed)
     size, width = vary.of(8, vary.batch_size, 4), vary.of(32, vary.width, 8)
     model = nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01 * vary.lr, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR * vary.lr, momentum=0.9)
     loader = DataLoader(
         NoisyDigits(size * STEPS, noise=1.0, seed=seed),
         batch_size=size,

@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from whyspike.cause import Cause, Draw, Observation, ScratchCure, suspect
-from whyspike.exposures import LEAST, Exposures, exposures
+from whyspike.exposures import LEAST, Exposures, exposures, rows_of
 from whyspike.types import Cure, Event, Evidence, Suspicion
 
 if TYPE_CHECKING:
-    from whyspike.profile import Profile
     from whyspike.seams import Intervention
 
 SHOWN = 8  # dataset indices that are named in one sentence
@@ -52,11 +51,11 @@ class HardButLegitData(Cause):
         ids, found = learnt(seen)
         if found is None:
             return None
-        rows = _rows(seen, ids)
+        rows = rows_of(seen.run, ids)
         events = [e for e in seen.events if e.kind == "spike" and not e.period and e.step in rows]
         if not events:
             return None
-        named = _named(seen, ids)
+        named = [p for p in seen.profiles.values() if p.kind == "one sample" and p.sample_known and p.sample in ids]
         share = [p.sample_share for p in named if p.sample_share is not None]
         evidence = [
             Evidence(
@@ -81,7 +80,7 @@ class HardButLegitData(Cause):
         from whyspike.interventions import ClipGradNorm, SkipBatch
         from whyspike.sample_interventions import ReplaceNamed
 
-        rows = _rows(seen, learnt(seen)[0])
+        rows = rows_of(seen.run, learnt(seen)[0])
         arms: list[Intervention] = [
             ReplaceNamed(rows, draw, "the named sample of the batch replaced"),
             SkipBatch(),
@@ -94,7 +93,7 @@ class HardButLegitData(Cause):
     def placebo(self, seen: Observation, draw: Draw) -> Intervention | None:
         from whyspike.sample_interventions import ReplaceNamed
 
-        rows = _rows(seen, learnt(seen)[0])
+        rows = rows_of(seen.run, learnt(seen)[0])
         return ReplaceNamed(rows, draw, "another sample of the same batch replaced", beside=True)
 
     def sentence(self, seen: Observation, events: Sequence[Event]) -> str:
@@ -144,24 +143,6 @@ def learnt(seen: Observation) -> tuple[list[int], Exposures | None]:
     ids = sorted(i for i in named if i is not None)
     found = exposures(seen.run, ids)
     return (ids, found) if found is not None and found.n >= LEAST and found.learnt else ([], None)
-
-
-def _named(seen: Observation, ids: Sequence[int]) -> list[Profile]:
-    return [p for p in seen.profiles.values() if p.kind == "one sample" and p.sample_known and p.sample in ids]
-
-
-def _rows(seen: Observation, ids: Sequence[int]) -> dict[int, int]:
-    """Of the steps of spikes whose batch holds one of the samples, its row in the batch."""
-    found = {p.batch_step: p.sample_row for p in _named(seen, ids) if p.batch_step is not None}
-    for event in seen.events:
-        row = int(np.searchsorted(seen.run.step, event.step))
-        if event.kind != "spike" or event.step in found or seen.run.sample_ids is None:
-            continue
-        if row < len(seen.run.sample_ids):
-            held = np.flatnonzero(np.isin(np.asarray(seen.run.sample_ids[row]), np.asarray(ids, dtype=np.int64)))
-            if len(held):
-                found[event.step] = int(held[0])
-    return found
 
 
 def _list(ids: Sequence[int]) -> str:

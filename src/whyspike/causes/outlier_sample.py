@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from whyspike.cause import Cause, Draw, Observation, ScratchCure, suspect
-from whyspike.exposures import exposures
+from whyspike.exposures import exposures, rows_of
 from whyspike.logsigns import once_per_epoch
 from whyspike.types import Cure, Event, Evidence, Suspicion
 
@@ -189,20 +189,14 @@ class OutlierSample(Cause):
         return cures
 
 
-def _rows(seen: Observation) -> dict[int, int]:
-    """Of the steps of spikes whose batch holds a named sample, its row in the batch."""
+def _rows(seen: Observation) -> dict[int, tuple[int, ...]]:
+    """Of the steps whose batch holds a named sample, its rows in the batch.
+
+    Not of the events' steps alone: one named sample may be drawn while the network still recovers from another.
+    """
     named = [p for p in seen.profiles.values() if p.kind == "one sample"]
-    found = {p.batch_step: p.sample_row for p in named if p.batch_step is not None}
-    ids = [p.sample for p in named if p.sample_known and p.sample is not None]
-    if seen.run.sample_ids is None or not ids:
-        return found
-    for event in seen.events:
-        row = int(np.searchsorted(seen.run.step, event.step))
-        if event.kind == "spike" and event.step not in found and row < len(seen.run.sample_ids):
-            held = np.flatnonzero(np.isin(np.asarray(seen.run.sample_ids[row]), np.asarray(ids, dtype=np.int64)))
-            if len(held):
-                found[event.step] = int(held[0])
-    return found
+    known = [p.sample for p in named if p.sample_known and p.sample is not None]
+    return {p.batch_step: (p.sample_row,) for p in named if p.batch_step is not None} | rows_of(seen.run, known)
 
 
 def _names(profiles: Sequence[Profile]) -> str:
