@@ -280,12 +280,12 @@ def serve(arm: str, setup: Setup, threads: int) -> None:
 
 
 class Arm:
-    """A process that serves blocks."""
+    """A process that serves blocks, of this script or of another one."""
 
-    def __init__(self, name: str, key: str, python: str, threads: int) -> None:
+    def __init__(self, name: str, key: str, python: str, threads: int, script: str = __file__) -> None:
         self.name = name
         self._folder = tempfile.TemporaryDirectory()
-        command = [python, os.path.abspath(__file__), "--serve", name, "--only", key, "--threads", str(threads)]
+        command = [python, os.path.abspath(script), "--serve", name, "--only", key, "--threads", str(threads)]
         env = {**os.environ, "HOME": self._folder.name, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         self._errors = open(Path(self._folder.name) / "stderr", "w+")  # noqa: SIM115
         self._process = subprocess.Popen(
@@ -340,10 +340,18 @@ class Result:
 
 
 def compare(
-    key: str, names: list[str], peer_python: str, threads: int, pairs: int | None, starts: int | None
+    key: str,
+    names: list[str],
+    peer_python: str,
+    threads: int,
+    pairs: int | None,
+    *,
+    starts: int | None = None,
+    setup: Setup | None = None,
+    script: str = __file__,
 ) -> list[Result]:
     """Run the arms in turns; the arm "off" is the reference."""
-    setup, order = SETUPS[key], random.Random(0)
+    setup, order = setup or SETUPS[key], random.Random(0)
     times: dict[str, list[list[float]]] = {}
     failed: dict[str, str] = {}
     starts = starts or setup.starts
@@ -352,7 +360,7 @@ def compare(
         for name in names:  # one after another, so that a warm-up does not disturb another one
             if name in failed:
                 continue
-            arm = Arm(name, key, peer_python if name in PEERS else sys.executable, threads)
+            arm = Arm(name, key, peer_python if name in PEERS else sys.executable, threads, script)
             reason = arm.ready()
             if reason is None:
                 arms.append(arm)
@@ -366,7 +374,7 @@ def compare(
                 times.setdefault(name, []).append([seconds, seconds / row["off"]])
         for arm in arms:
             arm.stop()
-        print(f"{setup.name}: start {start + 1} of {starts} done", file=sys.stderr)
+        print(f"{key}: start {start + 1} of {starts} done", file=sys.stderr)
     found = [Result(n, np.array(t)[:, 1], float(np.median(np.array(t)[:, 0])) * 1e6) for n, t in times.items()]
     found.sort(key=lambda r: names.index(r.arm))
     return found + [Result(n, np.array([]), 0.0, why) for n, why in failed.items()]
@@ -476,7 +484,7 @@ def main() -> None:
             python, broken = peer_environment(Path(scratch) / "peers")
             names += [n for n in PEERS if n not in broken]
         keys = [options.only] if options.only else list(SETUPS)
-        results = {key: compare(key, names, python, options.threads, options.pairs, options.starts) for key in keys}
+        results = {key: compare(key, names, python, options.threads, options.pairs, starts=options.starts) for key in keys}
     parts = [
         table(key, r + [Result(n, np.array([]), 0.0, why) for n, why in broken.items()]) for key, r in results.items()
     ]

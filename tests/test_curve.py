@@ -13,7 +13,7 @@ from whyspike.causes.fixed_order import FixedOrder
 from whyspike.causes.length_grouped import LengthGrouped
 from whyspike.causes.memorization_step import MemorizationStep
 from whyspike.curve import look, with_patterns
-from whyspike.echo import find_echo
+from whyspike.echo import find_echo, ranks
 from whyspike.megabatches import find_oscillation, period_of
 from whyspike.observe import events_of, observe
 from whyspike.points import as_points, in_steps
@@ -286,3 +286,12 @@ def test_nothing_is_suspected_where_nobody_looked() -> None:
     for cause in (MemorizationStep(), FixedOrder(), LengthGrouped()):
         assert cause.signature(seen) is None
         assert cause.sentence(seen, ()).endswith(".")
+
+
+@pytest.mark.parametrize("values", [[3.0, 1.0, 2.0], [2.0, 2.0, 1.0, 2.0, 5.0, 5.0], [0.0] * 5, [1.0]])
+def test_ranks_are_those_of_scipy(values: list[float]) -> None:
+    from scipy.stats import rankdata
+
+    assert ranks(np.array(values)).tolist() == rankdata(values).tolist()
+    many = np.random.default_rng(0).integers(0, 50, 1000).astype(float)
+    assert ranks(many).tolist() == rankdata(many).tolist()

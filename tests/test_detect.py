@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from whyspike import quiet
 from whyspike.detect import MEDIAN_STEPS, MERGE_STEPS, Detector, _Running, detect
 from whyspike.inarow import InARow
 from whyspike.noise import Channel
@@ -376,6 +377,68 @@ def test_many_steps_at_once_are_the_same_as_one_by_one(run, data):
     assert found == expected
     assert state_of(fast) == state_of(slow)
     assert fast.finish() == slow.finish()
+
+
+@st.composite
+def long_logs(draw) -> np.ndarray:
+    """Losses of a log so long that its noise is known: white or wandering, rounded, with trouble in it."""
+    rng = np.random.default_rng(draw(st.integers(0, 10_000)))
+    n = draw(st.integers(2100, 4000))
+    y = draw(st.sampled_from([0.02, 0.1, 0.5])) * rng.standard_normal(n)
+    if draw(st.booleans()):
+        for k in range(1, n):
+            y[k] += 0.9 * y[k - 1]
+    if draw(st.booleans()):
+        y += rng.standard_exponential(n) ** 2 * 0.05  # a heavy tail
+    loss = np.exp(y - np.linspace(0, draw(st.sampled_from([0.0, 2.0])), n))
+    for at in draw(st.lists(st.integers(1100, n - 1), max_size=8)):
+        match draw(st.sampled_from(["spike", "dip", "shift", "nan", "zero", "negative", "rise", "flat", "row"])):
+            case "spike":
+                loss[at] *= draw(st.floats(1.1, 30.0))
+            case "dip":
+                loss[at : at + draw(st.integers(1, 40))] *= draw(st.floats(0.02, 0.9))
+            case "shift":
+                loss[at:] *= draw(st.sampled_from([0.3, 0.7, 1.5, 4.0]))
+            case "nan":
+                loss[at : at + 3] = draw(st.sampled_from([np.nan, np.inf]))
+            case "zero":
+                loss[at] = 0.0
+            case "negative":
+                loss[at] = -1.0 if draw(st.integers(0, 3)) == 0 else loss[at]
+            case "rise":
+                loss[at:] *= np.exp(np.arange(n - at) / 60)
+            case "flat":
+                loss[at : at + 300] = loss[at]
+            case _:
+                loss[at : at + 30] *= 1.6
+    decimals = draw(st.sampled_from([1, 2, 6, 17]))
+    return np.round(loss, decimals) if decimals < 17 else loss
+
+
+@given(long_logs())
+@settings(max_examples=80, deadline=None)
+def test_a_long_log_at_once_is_the_same_as_one_by_one(loss):
+    values, steps = loss.tolist(), list(range(len(loss)))
+    slow, fast = Detector(), Detector()
+    expected = [k for k, value in enumerate(values) if slow.update(k, value)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("whyspike.detect.LONG", 0)
+        assert fast.updates(steps, values) == expected
+    assert state_of(fast) == state_of(slow)
+    assert fast.finish() == slow.finish()
+
+
+def test_a_long_log_is_looked_at_ahead(monkeypatch):
+    """The fast way is the one that a long log goes: it sees nearly all of the steps."""
+    taken = []
+
+    def counted(*given):
+        taken.append((given[-1], quiet.take_in(*given)[0]))
+        return taken[-1][1], False
+
+    monkeypatch.setattr("whyspike.detect.take_in", counted)
+    detect(run_of(ordinary(6000)))
+    assert sum(end - begin for begin, end in taken if end - begin > 64) > 4000
 
 
 @given(troubled())

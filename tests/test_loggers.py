@@ -163,7 +163,7 @@ def test_tensors_of_one_number_as_keras_writes_them(tmp_path: Path) -> None:
 @others
 def test_wandb_offline(home: Path) -> None:
     wandb = pytest.importorskip("wandb", reason="wandb is not installed")
-    run = wandb.init(dir=str(home), project="p")
+    run = wandb.init(dir=str(home), project="p", config={"batch_size": 8, "num_train_samples": 480, "seed": 3})
     for k, v in enumerate(LOSS):
         wandb.log({"train": {"loss": v}, "lr": 0.1, "name": "text"}, step=2 * k)
     run.finish()
@@ -173,6 +173,8 @@ def test_wandb_offline(home: Path) -> None:
         read = one(path)
         assert read.loss.tolist() == LOSS
         assert read.step.tolist() == [2 * k for k in range(N)]
+        assert read.steps_per_epoch == 60
+        assert "the run's config: num_train_samples 480" in read.facts["reader_says"]["steps_per_epoch"]
         assert not read.notes
     broken = home / "run-x.wandb"
     broken.write_bytes(file.read_bytes()[:-4000])
@@ -345,6 +347,54 @@ def test_hugging_face_trainer(home: Path) -> None:
     assert run.steps_per_epoch == 12
     assert run.epoch is not None
     assert np.bincount(run.epoch).tolist() == [12, 12, 12]
+
+
+@others
+@pytest.mark.parametrize("by_epoch", [True, False])
+def test_mmengine(home: Path, by_epoch: bool) -> None:
+    pytest.importorskip("mmengine", reason="mmengine is not installed")
+    import torch
+    from mmengine.model import BaseModel
+    from mmengine.runner import Runner
+
+    written: list[float] = []
+
+    class Net(BaseModel):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(4, 1)
+
+        def forward(self, x, y, mode="loss"):  # type: ignore[no-untyped-def]
+            loss = ((self.layer(x).squeeze(-1) - y) ** 2).mean()
+            written.append(loss.item())
+            return {"loss": loss}
+
+    generator = torch.Generator().manual_seed(0)
+    runner = Runner(
+        model=Net(),
+        work_dir=str(home / "work"),
+        train_dataloader={
+            "batch_size": 4,
+            "dataset": [(torch.randn(4, generator=generator), torch.tensor(0.5)) for _ in range(60)],
+            "sampler": {"type": "DefaultSampler", "shuffle": True},
+            "collate_fn": {"type": "default_collate"},
+        },
+        optim_wrapper={"optimizer": {"type": "SGD", "lr": 0.01}},
+        train_cfg={"by_epoch": True, "max_epochs": 3} if by_epoch else {"by_epoch": False, "max_iters": 45},
+        default_hooks={"logger": {"type": "LoggerHook", "interval": 1}},
+        log_processor={"by_epoch": by_epoch, "window_size": 1},
+        default_scope="mmengine",
+    )
+    runner.train()
+    (folder,) = [p for p in (home / "work").iterdir() if p.is_dir()]
+    for path in (home / "work", folder, folder / "vis_data" / "scalars.json"):
+        run = one(path)
+        assert run.reader == "openmmlab"
+        assert run.loss.tolist() == written
+        assert run.step.tolist() == list(range(1, 46))
+    run = one(folder / f"{folder.name}.log")  # printed with four decimals
+    assert run.loss.tolist() == [round(v, 4) for v in written]
+    assert run.steps_per_epoch == (15 if by_epoch else None)
 
 
 @others

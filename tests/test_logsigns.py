@@ -108,3 +108,43 @@ def test_a_thinned_log_with_one_spike_says_nothing_of_samples(tmp_path):
         "\n".join(["step,epoch,loss", *(f"{50 * k},{50 * k // 63},{v!r}" for k, v in enumerate(loss.tolist()))])
     )
     assert diagnose(path).answer.status == "unexplained"
+
+
+def warmed_up(peak: float, n: int = 4000, warmup: int = 200) -> tuple[np.ndarray, np.ndarray]:
+    """Losses and learning rates of a linear model under SGD: a warm-up, then 1 / sqrt(t) (Vaswani et al. 2017).
+
+    The largest eigenvalue of the inputs' covariance is 1, so that a learning rate above about 2 is more than it bears.
+    """
+    rng = np.random.default_rng(0)
+    scales, w, truth = np.sqrt(1 / np.arange(1, 9)), np.zeros(8), rng.normal(size=8)
+    t = np.arange(1, n + 1)
+    lr = peak * np.minimum(t / warmup, np.sqrt(warmup / t))
+    loss = np.empty(n)
+    for k in range(n):
+        x = rng.normal(size=(512, 8)) * scales
+        rest = x @ (w - truth) + 0.3 * rng.normal(size=512)
+        loss[k] = 0.5 * np.mean(rest**2)
+        w = w - lr[k] * x.T @ rest / 512
+    return loss, lr
+
+
+def test_a_height_of_the_learning_rate_that_is_too_much_shows_where_the_warm_up_ends(tmp_path):
+    loss, lr = warmed_up(2.2)
+    made = said(tmp_path, loss, 1000, lr)
+    assert top(made) == "no-warmup"
+    assert made.verdicts[0].outcome == "likely"
+    assert "where the warm-up of the learning rate ends (step 199)" in made.answer.sentence
+    assert "warmup_steps=800" in made.verdicts[0].cures[0].code["hf"]
+    loss, lr = warmed_up(1.1)
+    assert made.events
+    assert said(tmp_path, loss, 1000, lr).answer.status == "healthy"
+
+
+def test_what_happens_elsewhere_or_to_one_value_is_not_the_end_of_the_warm_up(tmp_path):
+    quiet, lr = warmed_up(1.1)
+    for at, width in ((200, 1), (1500, 12)):
+        loss = quiet.copy()
+        loss[at : at + width] *= 8 * np.exp(-np.arange(width) / 4)
+        assert top(said(tmp_path, loss, 1000, lr)) != "no-warmup"
+    loss[200:212] *= 8 * np.exp(-np.arange(12) / 4)  # at the end of the warm-up, and 1,300 steps later as well
+    assert top(said(tmp_path, loss, 1000, lr)) != "no-warmup"

@@ -204,3 +204,80 @@ def test_what_is_no_moving_mean_is_not_called_one(tmp_path: Path, kind: str) -> 
         "running mean": np.concatenate([np.cumsum(e) / np.arange(1, 101) for e in noise(1500).reshape(15, 100)]),
     }[kind]
     assert averaged(said(tmp_path, loss)) == []
+
+
+def test_the_rows_of_several_processes_are_not_mixed(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    level = [1.0, 3.0, 0.5, 2.0]  # each has its own share of the data
+    values = {(k, r): level[r] * float(np.exp(0.05 * rng.standard_normal())) for k in range(400) for r in range(4)}
+    rows = "".join(f"{k},{r},{v!r}\n" for (k, r), v in values.items())
+    (tmp_path / "log.csv").write_text("step,rank,loss\n" + rows)
+    made = diagnose(tmp_path / "log.csv")
+    assert made.record is not None
+    assert made.record.loss.tolist() == [values[k, 0] for k in range(400)]
+    (note,) = made.run.notes
+    assert note.id == "rank-local"
+    assert "4 processes" in note.text
+    assert not made.events
+    # one process, which says so in every row
+    (tmp_path / "log.csv").write_text("step,rank,loss\n" + "".join(f"{k},0,{values[k, 0]}\n" for k in range(400)))
+    assert not diagnose(tmp_path / "log.csv").run.notes
+
+
+def test_a_reservoir_of_a_run_is_said_to_be_a_sample_and_no_event_rests_on_its_gaps(tmp_path: Path) -> None:
+    """TensorBoard's and W&B's downloads keep 1,000 or so values at random steps of a longer run."""
+    rng = np.random.default_rng(0)
+    loss = (0.3 + 2 * np.exp(-np.arange(20_000) / 3000)) * np.exp(0.1 * rng.standard_normal(20_000))
+    kept = np.sort(rng.choice(20_000, 1000, replace=False))
+    rows = "".join(f"{1e9 + k},{k},{float(loss[k])!r}\n" for k in kept)
+    (tmp_path / "run-x-tag-loss.csv").write_text("Wall time,Step,Value\n" + rows)
+    made = diagnose(tmp_path / "run-x-tag-loss.csv")
+    assert [n.id for n in made.run.notes] == ["sampled-values"]
+    assert made.answer.status == "healthy"
+    loss[kept[600]] *= 30
+    rows = "".join(f"{1e9 + k},{k},{float(loss[k])!r}\n" for k in kept)
+    (tmp_path / "run-x-tag-loss.csv").write_text("Wall time,Step,Value\n" + rows)
+    made = diagnose(tmp_path / "run-x-tag-loss.csv")
+    assert [e.step for e in made.events] == [kept[600]]
+    assert "that batch" not in made.answer.sentence  # the values beside it are 20 steps away
+
+
+def test_bins_of_an_export_are_said_and_a_spike_in_one_is_not_called_a_single_step(tmp_path: Path) -> None:
+    """W&B's export puts neighbouring steps into one value and keeps the smallest and the largest beside it."""
+    rng = np.random.default_rng(0)
+    loss = np.exp(0.1 * rng.standard_normal(20_000))
+    loss[12_345] *= 100
+    bins = loss.reshape(1000, 20)
+    rows = "".join(f"{20 * k},{b.mean()},{b.min()},{b.max()}\n" for k, b in enumerate(bins))
+    (tmp_path / "wandb_export.csv").write_text("Step,run-1 - loss,run-1 - loss__MIN,run-1 - loss__MAX\n" + rows)
+    made = diagnose(tmp_path / "wandb_export.csv")
+    assert [n.id for n in made.run.notes] == ["averaged-values"]
+    assert "that batch" not in made.answer.sentence
+    (tmp_path / "wandb_export.csv").write_text(
+        "Step,run-1 - loss,run-1 - loss__MIN,run-1 - loss__MAX\n"
+        + "".join(f"{k},{v},{v},{v}\n" for k, v in enumerate(loss))
+    )
+    assert not diagnose(tmp_path / "wandb_export.csv").run.notes
+
+
+@pytest.mark.parametrize("every", [50, 60])
+def test_a_log_of_every_kth_step_meets_the_last_batch_now_and_then(tmp_path: Path, every: int) -> None:
+    """500 epochs of 1,001 steps, the last of each five times as high: the log shows one in 50, or in 60, of them."""
+    size, n = 1001, 500
+    step = np.arange((size - 1) % every, size * n, every)
+    last = step % size == size - 1
+    assert last.sum() == -(-n // every)
+    quiet = np.exp(0.05 * np.random.default_rng(0).standard_normal(len(step)))
+
+    def said(loss: np.ndarray) -> Diagnosis:
+        rows = "".join(f"{k},{v!r}\n" for k, v in zip(step.tolist(), loss.tolist(), strict=True))
+        (tmp_path / "log.csv").write_text("step,loss\n" + rows)
+        return diagnose(tmp_path / "log.csv", steps_per_epoch=size)
+
+    made = said(np.where(last, 5 * quiet, quiet))
+    assert made.answer.cause == "logging-alias"
+    assert made.verdicts[0].outcome == "confirmed"  # by arithmetic
+    assert f"every {size * every:,} steps" in made.answer.sentence
+    assert said(quiet).answer.status == "healthy"
+    elsewhere = np.roll(last, 3) | (np.random.default_rng(1).random(len(last)) < 0.001)  # at no one step of the epoch
+    assert said(np.where(elsewhere, 5 * quiet, quiet)).answer.cause != "logging-alias"

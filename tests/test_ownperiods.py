@@ -122,3 +122,9 @@ def test_ordinary_runs_with_many_periods_have_no_event():
         red = 0.3 * np.cumsum(np.random.default_rng(seed).standard_normal(n)) / np.sqrt(n)
         odd += bool(periodic_events(replace(run, loss=run.loss * np.exp(red)), ()))
     assert odd == 0
+
+
+def test_a_signal_with_one_step_far_away_has_the_period_of_the_others_and_takes_no_memory():
+    step = np.append(np.arange(0, 1000, 20), 10**14)
+    run = run_of(signals={"train_loss": Series(step, np.ones(len(step)))})
+    assert 20 in [own.period for own in own_periods(run)]

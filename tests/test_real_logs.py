@@ -56,9 +56,9 @@ def test_a_lora_with_batches_sorted_by_length() -> None:
 
 @pytest.mark.parametrize("given", [{}, {"steps_per_epoch": 19073}], ids=["", "with the author's own belief"])
 def test_a_pass_over_data_in_fixed_order_is_measured_to_the_step(given: dict[str, float]) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     made = of("agndm-nanogpt-2.5-epochs.log.txt", **given)
-    assert time.perf_counter() - start < 60  # a few seconds on a machine of its own
+    assert time.process_time() - start < 20  # a few seconds, whatever else the machine does
     assert made.answer.cause == "fixed-order"
     assert [(e.kind, e.period) for e in made.events] == [("periodic", 18_722)]
     assert "18,722 steps long" in made.answer.sentence

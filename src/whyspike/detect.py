@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING
 
 from whyspike.inarow import InARow
 from whyspike.noise import Channel, Lines
+from whyspike.quiet import LEAST as LONG
+from whyspike.quiet import Ahead, take_in
 from whyspike.types import Event, EventKind
 
 if TYPE_CHECKING:
@@ -181,8 +183,12 @@ class Detector:
         """
         found = []
         at, end = 0, len(losses)
+        ahead = Ahead.of(losses, MEDIAN_STEPS) if n_samples is None and not probes and end >= LONG else None
         while at < end:
-            at, news = self._quiet(steps, losses, n_samples, probes, at)
+            if ahead is not None:
+                at, news = take_in(self, steps, losses, ahead, at)
+            else:
+                at, news = self._quiet(steps, losses, n_samples, probes, at, end)
             if news:
                 found.append(at)
             elif at < end:
@@ -200,8 +206,9 @@ class Detector:
         n_samples: Sequence[int | None] | None,
         probes: Mapping[int, float] | None,
         begin: int,
+        end: int,
     ) -> tuple[int, bool]:
-        """Take in steps as long as they are ordinary: the way through `_see_loss` that nearly all of them go.
+        """Take in steps up to `end` as long as they are ordinary: the way through `_see_loss` that most of them go.
 
         Written out in one loop, because the calls cost as much as the work. Returns the place of the first step
         that was not taken in; or that of the last that was, and True, when the level of the loss has shifted there.
@@ -215,7 +222,7 @@ class Detector:
         high, low, down, up, row = channel.high, channel.low, channel.down, channel.up, self._row
         size, full = len(ordered), len(ordered) == width
         at = begin
-        for at in range(begin, len(losses)):
+        for at in range(begin, end):
             loss = losses[at]
             if not 0.0 < loss < inf or (n_samples is not None and n_samples[at] not in (nominal, None)):
                 break
@@ -257,7 +264,7 @@ class Detector:
                 if self._look_at_level(steps[at]):
                     return at, True
         else:
-            at = len(losses)
+            at = end
         self._n, channel.n = n, learned
         return at, False
 

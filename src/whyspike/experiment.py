@@ -426,7 +426,7 @@ def _may_be_confirmed(made: Sequence[Trial]) -> bool:
 
 def _direction(seen: Observation, measure: Measure, event: Event, step: int) -> float:
     """-1.0 where an excess is counted downwards: where the record falls at a step, or an event lies below its level."""
-    if measure == "deviation":
+    if measure in ("deviation", "onset"):
         return -1.0 if (event.reported or 1.0) < 1.0 else 1.0
     if measure != "jump":
         return 1.0
@@ -444,8 +444,8 @@ def _moved(event: Event, late: int, factor: float) -> Event:
 
 def _needed(event: Event, measure: Measure) -> int:
     """Steps after the event that the measure looks at: the logged loss counts on the event's own steps alone."""
-    own = 1 if event.period else event.last_step - event.step + 1
-    return min(HORIZON, own) if measure in ("reported", "dip", "height", "deviation") else HORIZON
+    own = 1 if event.period or measure == "onset" else event.last_step - event.step + 1
+    return min(HORIZON, own) if measure in ("reported", "dip", "height", "deviation", "onset") else HORIZON
 
 
 def _begun_by(event: Event, profile: Profile) -> Event:

@@ -65,16 +65,19 @@ def find_oscillation(run: Run, period: int | None = None, *, seed: int = 0) -> O
     table, part = _table(residual, phase, cycle, bins)
     if len(table) < LEAST_CYCLES:
         return None
-    height = _height(table, part)
+    height, correlation = _height(table, part), _one_period_apart(residual, epoch, max(1, round(period / every)))
     table = _even(table, part)
     rng = np.random.default_rng(seed)
     between = _between(table, part)
+    total = float(np.sum((table - table.mean()) ** 2)) or 1.0
+    # What chance gives a wave only lowers its share.
+    if height < LEAST_HEIGHT or correlation < LEAST_CORRELATION or between / total < LEAST_SHARE:
+        return None
     draws = int(min(DRAWS, max(399, 2e7 // table.size)))
     null = np.empty(draws)
     for k in range(draws):
         turned = (np.arange(bins) + rng.integers(0, bins, (len(table), 1))) % bins
         null[k] = _between(np.take_along_axis(table, turned, 1), part)
-    total = float(np.sum((table - table.mean()) ** 2)) or 1.0
     typical = float(null.mean()) / total
     found = Oscillation(
         period=period,
@@ -83,15 +86,12 @@ def find_oscillation(run: Run, period: int | None = None, *, seed: int = 0) -> O
         share=(between / total - typical) / max(1 - typical, 1e-9),
         by_chance=(float(np.quantile(null, 0.99)) / total - typical) / max(1 - typical, 1e-9),
         p_value=float((1 + np.sum(null >= between - 1e-12)) / (1 + draws)),
-        correlation=_one_period_apart(residual, epoch, max(1, round(period / every))),
+        correlation=correlation,
         height=height,
         first=int(run.step[0]),
         last=int(run.step[-1]),
     )
-    low = found.share < LEAST_SHARE or found.correlation < LEAST_CORRELATION or found.height < LEAST_HEIGHT
-    if found.p_value > ALPHA or low:
-        return None
-    return found
+    return None if found.p_value > ALPHA or found.share < LEAST_SHARE else found
 
 
 def _placed(run: Run, period: int, every: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -157,11 +157,9 @@ def _table(residual: np.ndarray, phase: np.ndarray, cycle: np.ndarray, bins: int
 
 def _even(table: np.ndarray, part: np.ndarray) -> np.ndarray:
     """The table in units of each part's own scatter: the relative noise of a loss grows while it falls."""
-    out = table.copy()
-    for name in np.unique(part):
-        own = part == name
-        out[own] /= float(np.sqrt(np.mean(out[own] ** 2))) or 1.0
-    return out
+    squares, n = _means(table**2, part)
+    scatter = np.sqrt(squares.mean(axis=1))
+    return table / np.repeat(np.where(scatter > 0, scatter, 1.0), n)[:, None]
 
 
 def _means(table: np.ndarray, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -154,16 +154,20 @@ class Channel:
         self._draw()
 
     def _draw(self) -> None:
-        o, n, at = self.ordered_noise, len(self.ordered_noise), self.lines
+        self.place(*self.ends())
+
+    def ends(self) -> tuple[float, float, list[float], list[float]]:
+        """Where the upper and the lower tail of the noise begin, and the residuals in each, in order."""
+        o, n = self.ordered_noise, len(self.ordered_noise)
         k = max(4, n // TAIL)
         if n > k:
-            up, down = o[-k - 1], o[k]
-            tail = o[-k:]
-            excess, deficit = sum(tail) / k - up, down - sum(o[:k]) / k
-        else:
-            tail = []
-            up, down = (o[-1], o[0]) if n else (0.0, 0.0)
-            excess = deficit = 0.0
+            return o[-k - 1], o[k], o[-k:], o[:k]
+        return (o[-1], o[0], [], []) if n else (0.0, 0.0, [], [])
+
+    def place(self, up: float, down: float, tail: list[float], bottom: list[float]) -> None:
+        """Place the lines by the ends of the noise."""
+        n, k, at = len(self.ordered_noise), len(tail), self.lines
+        excess, deficit = (sum(tail) / k - up, down - sum(bottom) / k) if k else (0.0, 0.0)
         few = 1.0 + FEW / (n + 8.0)
         fade = START * exp(-self.n / 6.0) if self.n < 256 else 0.0
         high = up + few * at.high_tail * excess

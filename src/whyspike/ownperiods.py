@@ -45,7 +45,7 @@ def own_periods(run: Run) -> tuple[OwnPeriod, ...]:
         found.append((run.steps_per_epoch, "the epoch", False))
     others = [(_regular([m.step for m in run.marked(name)]), words, False) for name, words in MARKS.items()]
     for name, series in logged(run).items():
-        others.append((_regular(series.step.tolist()), f"the logging of {name}", False))
+        others.append((_regular(series.step), f"the logging of {name}", False))
         others.append((_cycle(series.step, series.value), f"the cycle of {name}", False))
     if run.lr is not None:
         others.append((_cycle(run.step, run.lr), "the cycle of the learning rate", False))
@@ -78,12 +78,17 @@ def _told_apart(a: int, b: int, steps: int) -> bool:
     return abs(a - b) * (steps // max(a, b)) >= 1
 
 
-def _regular(steps: list[int]) -> int | None:
+def _regular(steps: np.ndarray | list[int]) -> int | None:
     """The gap between steps that nearly always have the same one; None without such a gap."""
-    gaps = np.diff(np.unique(steps))
+    gaps = np.diff(np.asarray(steps, dtype=np.int64))
+    if len(gaps) and gaps.min() <= 0:
+        gaps = np.diff(np.unique(steps))
     if len(gaps) < LEAST:
         return None
-    most = int(np.bincount(gaps).argmax())
+    if (gaps == gaps[0]).all():
+        return int(gaps[0]) if gaps[0] > 1 else None
+    sizes, counts = np.unique(gaps, return_counts=True)
+    most = int(sizes[counts.argmax()])
     return most if most > 1 and np.mean(gaps == most) >= REGULAR else None
 
 
@@ -94,4 +99,4 @@ def _cycle(step: np.ndarray, value: np.ndarray) -> int | None:
     rows = np.flatnonzero(np.diff(value, prepend=np.nan) != 0)  # a plateau counts once
     x = value[rows]
     peaks = np.flatnonzero((x[1:-1] > x[:-2]) & (x[1:-1] > x[2:])) + 1
-    return _regular(step[rows[peaks]].tolist())
+    return _regular(step[rows[peaks]])

@@ -28,6 +28,8 @@ def spacing(step: np.ndarray) -> tuple[int, bool]:
     gaps = np.diff(step)
     if not len(gaps):
         return 1, True
+    if (gaps == gaps[0]).all():
+        return max(1, int(gaps[0])), True
     values, counts = np.unique(gaps, return_counts=True)
     return max(1, int(values[counts.argmax()])), bool(counts.max() >= REGULAR * len(gaps))
 

@@ -34,7 +34,7 @@ MOST_CAUSES = 4  # that are tried; each costs two runs
 SEEDS = (1, 2, 3, 4, 5, 6)  # further ones, where the events of the script's own run are too few
 ENOUGH = 24  # pairs; what they do not decide, more of them will not
 FEWEST = 3  # pairs that may refute
-PLOTTED: tuple[Measure | None, ...] = (None, "reported", "dip", "height", "deviation")
+PLOTTED: tuple[Measure | None, ...] = (None, "reported", "dip", "height", "deviation", "onset")
 Progress = Callable[[str, float], None]
 
 

@@ -62,13 +62,15 @@ def find_staircase(run: Run) -> Staircase | None:
     ]
     if not found:
         return None
+    first_drops = [_drop(y, edges[k], wide, skip) for k in found[:FIRST]]
+    if first_drops[0] < LEAST_STEP or sum(d >= LEAST_STEP for d in first_drops) < min(2, len(first_drops)):
+        return None
     error = _error(y, edges, wide)
     steps, last, levels, drops, rises, rates = [], [], [], [], [], []
     for k in found:
         at = edges[k]
-        # An epoch's last batch may be a smaller one: it is left out.
         before, after = y[at - 1 - wide : at - 1], y[at + skip : at + skip + wide]
-        drop = float(_mean(before) - _mean(after))
+        drop = _drop(y, at, wide, skip)
         if drop < max(LEAST_STEP, EACH * error):
             continue
         end = edges[k + 1]
@@ -101,6 +103,11 @@ def find_staircase(run: Run) -> Staircase | None:
         steps=tuple(steps), last=tuple(last), levels=tuple(levels), drops=tuple(drops), error=error,
         rises=tuple(rises), lr_ratio=tuple(r for r in rates if np.isfinite(r)),
     )  # fmt: skip
+
+
+def _drop(y: np.ndarray, at: int, wide: int, skip: int) -> float:
+    """How far the level falls at a boundary, nats. An epoch's last batch may be a smaller one: it is left out."""
+    return _mean(y[at - 1 - wide : at - 1]) - _mean(y[at + skip : at + skip + wide])
 
 
 def _mean(y: np.ndarray) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
 
@@ -15,6 +15,7 @@ from whyspike.logs import epochs, order, roles, values
 from whyspike.logs.objectives import objective
 from whyspike.logs.rates import lr_steps
 from whyspike.logs.scales import overflows
+from whyspike.logs.settings import Settings
 from whyspike.logs.smoothing import moving_mean
 from whyspike.logs.table import Column, Table
 from whyspike.points import spacing
@@ -29,6 +30,12 @@ class Asked:
     steps_per_epoch: float | None = None
     batch_size: int | None = None
     dataset_size: int | None = None
+    beside: Settings | None = None  # what a configuration beside the log says; what a person says counts before it
+
+    @property
+    def settings(self) -> Settings | None:
+        """What the configuration says, with what the person says in its place."""
+        return None if self.beside is None else self.beside.but(self.batch_size, self.dataset_size)
 
     @property
     def epoch_length(self) -> tuple[float, str] | None:
@@ -59,7 +66,34 @@ def runs(tables: Sequence[Table], *, source: str, reader: str, asked: Asked | No
     return tuple(made)
 
 
+RANKS = frozenset({"rank", "local rank", "global rank", "process index", "process rank", "dp rank"})
+
+
+def _of_one_rank(table: Table) -> Table:
+    """The rows of the first process, where the rows of a log are those of several."""
+    column = next((c for name, c in table.columns.items() if roles.words(name) in RANKS), None)
+    if column is None or len(column.row) < table.n_rows or not np.isfinite(column.value).all():
+        return table
+    ranks = np.unique(column.value)
+    if len(ranks) < 2 or len(ranks) > table.n_rows / 2 or (ranks != np.round(ranks)).any():
+        return table
+    mine = np.flatnonzero(column.value == ranks[0])
+    place = np.full(table.n_rows, -1)
+    place[mine] = np.arange(len(mine))
+    kept = {}
+    for name, c in table.columns.items():
+        held = place[c.row] >= 0
+        if held.any():
+            kept[name] = Column(place[c.row[held]], c.value[held])
+    text = (
+        f"the log holds the losses of {count(len(ranks))} processes, each of its own share of the batch; those of rank "
+        f"{number(float(ranks[0]))} were taken"
+    )
+    return replace(table, columns=kept, n_rows=len(mine), notes=(*table.notes, Note(id="rank-local", text=text)))
+
+
 def _of_table(table: Table, source: str, reader: str, asked: Asked) -> list[Run]:
+    table = _of_one_rank(table)
     found = roles.choose(table, source, asked.loss)
     loss = table.columns[found.loss]
     if len(loss.row) < 2:
@@ -145,6 +179,7 @@ def _of_piece(
     played = objective(table.columns)
     if played is not None:
         facts["objective"], facts["players"] = played
+    batch_size, dataset_size = _sizes(asked, placed, said)
     if placed is not None:
         said["steps_per_epoch"] = f"{number(placed.length)}, from {placed.said}"
         facts["epoch_length"] = placed.length
@@ -166,8 +201,8 @@ def _of_piece(
         lr=lr,
         signals=signals,
         steps_per_epoch=max(1, round(placed.length)) if placed else None,
-        batch_size=asked.batch_size,
-        n_samples=_n_samples(placed, asked, step, averaged=bool(table.averaged)),
+        batch_size=batch_size,
+        n_samples=_n_samples(placed, dataset_size, batch_size, step, averaged=bool(table.averaged)),
         facts={**facts, "reader_says": said},
         marks=(*table.marks, *piece.marks),
         notes=tuple(notes),
@@ -188,19 +223,40 @@ def _epochs(
         return epochs.of_length(done, *given)
     if piece.epoch_length is not None:
         return epochs.of_length(done, piece.epoch_length, "the step counter, which starts anew in every epoch")
-    if found.epoch is None:
+    if found.epoch is not None:
+        at, value, _ = series(table.columns[found.epoch])
+        told = epochs.of_column(at - zero, value, where=done, total=table.epoch_total, name=found.epoch)
+        if told is not None:
+            return told
+    given = asked.settings.epoch_length if asked.settings is not None else None
+    # Of a log without an epoch. One with an epoch that never changes is shorter than one.
+    if given is None or (found.epoch is not None and given[0] <= done[-1]):
         return None
-    at, value, _ = series(table.columns[found.epoch])
-    return epochs.of_column(at - zero, value, where=done, total=table.epoch_total, name=found.epoch)
+    return epochs.of_length(done, *given)
 
 
-def _n_samples(placed: epochs.Epochs | None, asked: Asked, step: np.ndarray, *, averaged: bool) -> np.ndarray | None:
+def _sizes(asked: Asked, placed: epochs.Epochs | None, said: dict[str, str]) -> tuple[int | None, int | None]:
+    """Samples in an update and in an epoch: as the person says, else as the settings beside the log do.
+
+    Settings that make an epoch of another length than the log's are those of another training.
+    """
+    told = asked.settings
+    length = told.epoch_length if told is not None else None
+    if told is None or (length is not None and placed is not None and abs(length[0] - placed.length) > 1):
+        return asked.batch_size, asked.dataset_size
+    if told.batch_size is not None and asked.batch_size is None:
+        said["batch_size"] = f"{count(told.batch_size)}, from {told.said}"
+    return told.batch_size, told.dataset_size
+
+
+def _n_samples(
+    placed: epochs.Epochs | None, n: int | None, size: int | None, step: np.ndarray, *, averaged: bool
+) -> np.ndarray | None:
     """The samples of each step, int64 [T]: N and B say how many are left for the last one of an epoch.
 
     None where they are not said, where a value is a mean of several steps, or where the epochs of the log are not as
     long as N and B make them.
     """
-    n, size = asked.dataset_size, asked.batch_size
     if placed is None or averaged or n is None or size is None or not placed.exact or spacing(step)[0] != 1:
         return None
     steps = ceil(n / size)

@@ -89,15 +89,16 @@ def choose(table: Table, source: str, asked: str | None = None) -> Roles:
         UnreadableRun: there is no loss among them, or none of the name that was asked for.
     """
     found = table.columns
-    step = table.roles.get("step") or _named(found, STEPS, _counts)
-    epoch = table.roles.get("epoch") or _named(found, EPOCHS, _counts)
-    lr = table.roles.get("lr") or _named(found, RATES) or _rate(found)
+    fixed = {part: name for part, name in table.roles.items() if name in found}  # a format need not write all it has
+    step = fixed.get("step") or _named(found, STEPS, _counts)
+    epoch = fixed.get("epoch") or _named(found, EPOCHS, _counts)
+    lr = fixed.get("lr") or _named(found, RATES) or _rate(found)
     rest = [name for name in found if name not in (step, epoch, lr)]
     if asked is not None:
         return Roles(_asked(asked, rest, source), step, epoch, lr, ())
-    if table.roles.get("loss") in found:
-        others = tuple(n for n in rest if n != table.roles["loss"] and _could_be(n, found[n]))
-        return Roles(table.roles["loss"], step, epoch, lr, others)
+    if "loss" in fixed:
+        others = tuple(n for n in rest if n != fixed["loss"] and _could_be(n, found[n]))
+        return Roles(fixed["loss"], step, epoch, lr, others)
     curves = [n for n in rest if len(found[n].row) > 1] or rest
     scored = sorted(((_score(n), len(found[n].row), -k, n) for k, n in enumerate(curves)), reverse=True)
     if scored and scored[0][0] > 0:

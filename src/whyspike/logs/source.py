@@ -56,6 +56,11 @@ class Source:
     def is_folder(self) -> bool:
         return self._content is None and self.path.is_dir()
 
+    @property
+    def on_disk(self) -> bool:
+        """Whether it lies in a folder, where something may lie beside it."""
+        return self._content is None
+
     @cached_property
     def head(self) -> bytes:
         """The first bytes of the file, unpacked; empty for a folder."""

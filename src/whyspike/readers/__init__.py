@@ -9,11 +9,13 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Protocol
 
 from whyspike.errors import UnreadableRun
+from whyspike.logs import settings
 from whyspike.logs.assemble import Asked
 from whyspike.logs.source import Source
 from whyspike.logs.table import number
@@ -69,11 +71,16 @@ def read_all(source: Source, asked: Asked | None = None) -> tuple[Run, ...]:
         )
     reader = _surest(source)
     if reader is not None:
-        return reader.read(source, asked or Asked())
+        return _read(reader, source, asked or Asked())
     found = _inside(source, asked or Asked()) if source.is_folder else ()
     if found:
         return found
     raise UnreadableRun(_unknown(source))
+
+
+def _read(reader: Reader, source: Source, asked: Asked) -> tuple[Run, ...]:
+    """The runs of a source, with what the settings beside it say."""
+    return reader.read(source, replace(asked, beside=settings.beside(source)))
 
 
 def _surest(source: Source, least: float = 0.0) -> Reader | None:
@@ -92,7 +99,7 @@ def _inside(source: Source, asked: Asked, depth: int = DEPTH) -> tuple[Run, ...]
         reader = _surest(part, SURE)
         if reader is not None:
             try:
-                made += reader.read(part, asked)
+                made += _read(reader, part, asked)
             except UnreadableRun:
                 continue  # a table of something else lies beside the logs
         elif part.is_folder and depth > 1:

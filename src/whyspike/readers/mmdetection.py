@@ -16,20 +16,27 @@ from whyspike.readers.metric_json import flat
 from whyspike.types import Run
 
 NAME = "openmmlab"
+SCALARS = "vis_data/scalars.json"
 EPOCH = re.compile(r"Epoch(?:\(train\))?\s*\[(\d+)\]\[\s*(\d+)/(\d+)\]\s*(.*)")
 ITER = re.compile(r"Iter(?:\(train\))?\s*\[\s*(\d+)/\d+\]\s*(.*)")
+NEWER = re.compile(r"(?:Epoch|Iter)\(train\)")
+OLDER = re.compile(r'^\{"mode": ', re.MULTILINE)
 RECORD = re.compile(r'^\{"mode": "train".*"iter": |^\{.*"data_time".*"loss": .*"iter": ', re.MULTILINE)
 
 
 def sniff(source: Source) -> float:
+    if source.is_folder:  # of a run of MMEngine, which writes its values three times
+        return 1.0 if (source.path / SCALARS).is_file() else 0.0
     return 0.9 if any(many(source, form) for form in (EPOCH, ITER, RECORD)) else 0.0
 
 
 def read(source: Source, asked: Asked) -> tuple[Run, ...]:
+    if source.is_folder:
+        source = Source(source.path / SCALARS)
     if many(source, RECORD):
         return runs([_of_records(source)], source=source.name, reader=NAME, asked=asked)
     rows: list[dict[str, float]] = []
-    every = 0.0
+    every, newer = 0.0, many(source, NEWER)
     for line in source.lines:
         if (match := EPOCH.search(line)) is not None:
             epoch, inside, length = (float(match[k]) for k in (1, 2, 3))
@@ -38,12 +45,16 @@ def read(source: Source, asked: Asked) -> tuple[Run, ...]:
         elif (match := ITER.search(line)) is not None:
             rows.append({**pairs(match[2]), "iter": float(match[1])})
             every = every or float(match[1])
-    made = table(rows, source, roles={"step": "iter", "loss": "loss"}, zero=1, averaged=_averaged(every))
+    made = table(rows, source, roles={"step": "iter", "loss": "loss"}, zero=1, averaged=_averaged(every, newer=newer))
     return runs([made], source=source.name, reader=NAME, asked=asked)
 
 
-def _averaged(every: float) -> str | None:
-    return f"each value is the mean of the {every:.0f} steps before it (LoggerHook, interval)" if every > 1 else None
+def _averaged(every: float, *, newer: bool) -> str | None:
+    if every <= 1:
+        return None
+    if newer:  # the window is the LogProcessor's, and no longer the interval
+        return "each value is the mean of the steps before it: the last 10, unless window_size says otherwise"
+    return f"each value is the mean of the {every:.0f} steps before it (LoggerHook, interval)"
 
 
 def _of_records(source: Source) -> Table:
@@ -59,5 +70,6 @@ def _of_records(source: Source) -> Table:
     rows = flat(records)
     every = rows[0].get("iter", 0.0) if rows else 0.0
     return table(
-        rows, source, roles={"step": "iter", "loss": "loss", "epoch": "epoch"}, zero=1, averaged=_averaged(every)
-    )
+        rows, source, roles={"step": "iter", "loss": "loss", "epoch": "epoch"}, zero=1,
+        averaged=_averaged(every, newer=not many(source, OLDER)),
+    )  # fmt: skip

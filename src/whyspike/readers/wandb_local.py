@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from whyspike.errors import UnreadableRun
+from whyspike.logs import settings
 from whyspike.logs.assemble import Asked, runs
 from whyspike.logs.protobuf import fields, signed
 from whyspike.logs.source import Source
@@ -20,7 +22,8 @@ from whyspike.types import Note, Run
 NAME = "wandb"
 MAGIC = b":W&B"
 BLOCK = 32_768
-HISTORY, EXIT, ITEM, STEP = 2, 18, 1, 2  # field numbers of wandb_internal.proto
+HISTORY, EXIT, ITEM, STEP = 2, 18, 1, 2
+CONFIG, RUN, OF_RUN = 5, 17, 4  # field numbers of wandb_internal.proto
 FULL, LAST = 1, 4
 
 
@@ -41,12 +44,18 @@ def read(source: Source, asked: Asked) -> tuple[Run, ...]:
         assert path is not None, "sniff has found it"
         source = Source(path)
     rows: list[dict[str, float]] = []
+    config: dict[str, object] = {}
     notes, ended = [], False
     try:
         for record in _records(source.content):
             for n, _, value in fields(record):
                 if n == HISTORY and isinstance(value, bytes) and (row := _row(value)):
                     rows.append(row)
+                if n == CONFIG and isinstance(value, bytes):
+                    config.update(_config(value))
+                elif n == RUN and isinstance(value, bytes):
+                    for k, _, held in fields(value):
+                        config.update(_config(held) if k == OF_RUN and isinstance(held, bytes) else {})
                 ended |= n == EXIT
     except ValueError as error:
         notes.append(
@@ -61,6 +70,7 @@ def read(source: Source, asked: Asked) -> tuple[Run, ...]:
     if not rows:
         raise UnreadableRun(f"{source.name} holds no history; write wandb.log({{'loss': loss}}) in the training")
     found, n = columns(rows)
+    asked = replace(asked, beside=settings.of_values(config, "the run's config") or asked.beside)
     names = [name for name in ("trainer/global_step", "train/global_step", "_step") if name in found]
     made = Table(columns=found, n_rows=n, roles={"step": names[0]} if names else {}, notes=tuple(notes))
     return runs([made], source=source.name, reader=NAME, asked=asked)
@@ -108,6 +118,11 @@ def _row(history: bytes) -> dict[str, float]:
     return row
 
 
+def _config(data: bytes) -> dict[str, object]:
+    """What a ConfigRecord sets."""
+    return dict(_item(value) for n, _, value in fields(data) if n == ITEM and isinstance(value, bytes))
+
+
 def _item(data: bytes) -> tuple[str, object]:
     """Name and value: as JSON text in older versions, typed in newer ones."""
     name, nested, held = "", [], None
@@ -125,7 +140,7 @@ def _item(data: bytes) -> tuple[str, object]:
                 held = json.loads(value)
             except ValueError:
                 held = None
-    if held in {"NaN", "Infinity", "-Infinity"}:
+    if isinstance(held, str) and held in ("NaN", "Infinity", "-Infinity"):
         held = float(str(held))
     return name or "/".join(nested), held
 
