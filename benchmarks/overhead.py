@@ -484,7 +484,9 @@ def main() -> None:
             python, broken = peer_environment(Path(scratch) / "peers")
             names += [n for n in PEERS if n not in broken]
         keys = [options.only] if options.only else list(SETUPS)
-        results = {key: compare(key, names, python, options.threads, options.pairs, starts=options.starts) for key in keys}
+        results = {
+            key: compare(key, names, python, options.threads, options.pairs, starts=options.starts) for key in keys
+        }
     parts = [
         table(key, r + [Result(n, np.array([]), 0.0, why) for n, why in broken.items()]) for key, r in results.items()
     ]
