@@ -31,10 +31,20 @@ def sources() -> str:
     return found.hexdigest()
 
 
+def _place(measurement: str, part: str) -> Path:
+    key = hashlib.sha256(f"{part}\0{sources()}".encode()).hexdigest()[:24]
+    return ROOT / ".cache" / measurement / f"{key}.json"
+
+
+def find(measurement: str, part: str) -> Any:
+    """What was measured for this part before; None where nothing was."""
+    path = _place(measurement, part)
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
 def kept(measurement: str, part: str, make: Callable[[], Any]) -> Any:
     """What `make` returns (of JSON), or what it returned for this part before."""
-    key = hashlib.sha256(f"{part}\0{sources()}".encode()).hexdigest()[:24]
-    path = ROOT / ".cache" / measurement / f"{key}.json"
+    path = _place(measurement, part)
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))
     began = time.monotonic()

@@ -3,6 +3,8 @@
     python benchmarks/overhead.py                # whyspike, on an MLP and a GPT
     python benchmarks/overhead.py --peers        # and four peers, from a scratch environment, in the same run
     python benchmarks/overhead.py --only mlp --pairs 40
+    python benchmarks/overhead.py --run --only mlp                       # `whyspike run` alone; two minutes
+    python benchmarks/overhead.py --run --only gpt --starts 1 --pairs 16  # four minutes
 
 Every arm is a process of its own which trains the same network in its own loop and pauses after every block of steps.
 The arms take turns, in an order drawn afresh for every round; a round gives one ratio per arm to the plain loop of the
@@ -278,12 +280,12 @@ def serve(arm: str, setup: Setup, threads: int) -> None:
 
 
 class Arm:
-    """A process that serves blocks."""
+    """A process that serves blocks, of this script or of another one."""
 
-    def __init__(self, name: str, key: str, python: str, threads: int) -> None:
+    def __init__(self, name: str, key: str, python: str, threads: int, script: str = __file__) -> None:
         self.name = name
         self._folder = tempfile.TemporaryDirectory()
-        command = [python, os.path.abspath(__file__), "--serve", name, "--only", key, "--threads", str(threads)]
+        command = [python, os.path.abspath(script), "--serve", name, "--only", key, "--threads", str(threads)]
         env = {**os.environ, "HOME": self._folder.name, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         self._errors = open(Path(self._folder.name) / "stderr", "w+")  # noqa: SIM115
         self._process = subprocess.Popen(
@@ -337,17 +339,28 @@ class Result:
         return float(np.quantile(np.median(draws, axis=1), 0.95))
 
 
-def compare(key: str, names: list[str], peer_python: str, threads: int, pairs: int | None) -> list[Result]:
+def compare(
+    key: str,
+    names: list[str],
+    peer_python: str,
+    threads: int,
+    pairs: int | None,
+    *,
+    starts: int | None = None,
+    setup: Setup | None = None,
+    script: str = __file__,
+) -> list[Result]:
     """Run the arms in turns; the arm "off" is the reference."""
-    setup, order = SETUPS[key], random.Random(0)
+    setup, order = setup or SETUPS[key], random.Random(0)
     times: dict[str, list[list[float]]] = {}
     failed: dict[str, str] = {}
-    for start in range(setup.starts):
+    starts = starts or setup.starts
+    for start in range(starts):
         arms: list[Arm] = []
         for name in names:  # one after another, so that a warm-up does not disturb another one
             if name in failed:
                 continue
-            arm = Arm(name, key, peer_python if name in PEERS else sys.executable, threads)
+            arm = Arm(name, key, peer_python if name in PEERS else sys.executable, threads, script)
             reason = arm.ready()
             if reason is None:
                 arms.append(arm)
@@ -361,7 +374,7 @@ def compare(key: str, names: list[str], peer_python: str, threads: int, pairs: i
                 times.setdefault(name, []).append([seconds, seconds / row["off"]])
         for arm in arms:
             arm.stop()
-        print(f"{setup.name}: start {start + 1} of {setup.starts} done", file=sys.stderr)
+        print(f"{key}: start {start + 1} of {starts} done", file=sys.stderr)
     found = [Result(n, np.array(t)[:, 1], float(np.median(np.array(t)[:, 0])) * 1e6) for n, t in times.items()]
     found.sort(key=lambda r: names.index(r.arm))
     return found + [Result(n, np.array([]), 0.0, why) for n, why in failed.items()]
@@ -454,6 +467,8 @@ def main() -> None:
     parser.add_argument("--only", choices=list(SETUPS))
     parser.add_argument("--peers", action="store_true", help="also run the peers, in a scratch environment")
     parser.add_argument("--pairs", type=int, help="rounds per start")
+    parser.add_argument("--starts", type=int, help="times that all arms are started afresh")
+    parser.add_argument("--run", action="store_true", help="`whyspike run` alone, beside the control")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--write", action="store_true", help=f"write {REPORT.name}")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
@@ -464,25 +479,28 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as scratch:
         python, broken = sys.executable, {}
-        names = ["off", "control", "whyspike", "whyspike run"]
+        names = ["off", "control", *(() if options.run else ("whyspike",)), "whyspike run"]
         if options.peers:
             python, broken = peer_environment(Path(scratch) / "peers")
             names += [n for n in PEERS if n not in broken]
         keys = [options.only] if options.only else list(SETUPS)
-        results = {key: compare(key, names, python, options.threads, options.pairs) for key in keys}
+        results = {
+            key: compare(key, names, python, options.threads, options.pairs, starts=options.starts) for key in keys
+        }
     parts = [
         table(key, r + [Result(n, np.array([]), 0.0, why) for n, why in broken.items()]) for key, r in results.items()
     ]
-    grown = disk_and_memory()
-    parts.append(
-        "### Per 1,000 steps of the MLP\n\n| | MB |\n|---|---|\n"
-        + "\n".join(f"| {k} | {v:.3f} |" for k, v in grown.items())
-    )
+    if not options.run:
+        grown = disk_and_memory()
+        parts.append(
+            "### Per 1,000 steps of the MLP\n\n| | MB |\n|---|---|\n"
+            + "\n".join(f"| {k} | {v:.3f} |" for k, v in grown.items())
+        )
     missed = [
         f"{arm} ({key})"
         for key, found in results.items()
         for arm, target in (("whyspike", SETUPS[key].target), ("whyspike run", SETUPS[key].run_target))
-        if next(x for x in found if x.arm == arm).bound() > target
+        if any(x.arm == arm and x.bound() > target for x in found)
     ]
     parts.append(
         "Targets: upper bound "

@@ -44,6 +44,22 @@ def test_dip_is_the_area_below() -> None:
     assert got == pytest.approx(2.0)
 
 
+@pytest.mark.parametrize(("direction", "expected"), [(1.0, 2.0), (-1.0, -2.0)])
+def test_onset_counts_the_first_step_of_an_episode_alone(direction: float, expected: float) -> None:
+    reported = [1.0, 1.0, math.exp(2.0), 0.1, 0.1, math.exp(2.0), 0.1]
+    got = excess(
+        "onset",
+        reported=reported,
+        state=[1.0] * 7,
+        onset=2,
+        length=5,
+        reported_reference=1.0,
+        state_reference=1.0,
+        direction=direction,
+    )
+    assert got == pytest.approx(expected)
+
+
 def test_height_and_deviation_count_what_is_on_the_other_side_against_it() -> None:
     reported = [1.0, math.e**2, math.exp(-0.5), 9.0]
     for measure, direction, expected in (("height", 1.0, 1.5), ("deviation", -1.0, -1.5)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ pytest.importorskip("accelerate", reason="needs the extra huggingface")
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments  # noqa: E402
 
 from whyspike.cases.grad_accum_normalization import ByLength, sequences  # noqa: E402
+from whyspike.firstbad import exact_loss  # noqa: E402
 from whyspike.integrations.huggingface import SpikeRecorderCallback, watch  # noqa: E402
 from whyspike.readers import read  # noqa: E402
 from whyspike.replay import Subject  # noqa: E402
@@ -225,30 +227,68 @@ def test_the_mean_of_means_makes_the_spikes_and_num_items_in_batch_makes_none(tm
 # --------------------------------------------------------------------------- Accelerate
 
 
-def test_accelerate(tmp_path):
+def by_accelerate(path=None):
+    """The weights, and the recorder where there is a path to record to."""
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
-    torch.manual_seed(0)
-    net = gpt(dropout=0.0)
+    net = gpt(dropout=0.1)  # seeds everything that is drawn
     loader = DataLoader(Sentences(), batch_size=8, shuffle=True, collate_fn=padded)
-    model, optimizer, loader = accelerator.prepare(net, torch.optim.SGD(net.parameters(), 0.1), loader)
+    optimizer = torch.optim.AdamW(net.parameters(), 1e-2)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    model, optimizer, loader, schedule = accelerator.prepare(net, optimizer, loader, schedule)
 
     def loss_fn(model, batch):
         return model(**batch).loss
 
-    with watch(accelerator, model, optimizer, loss_fn=loss_fn, path=tmp_path / "run") as rec:
+    rec = path and watch(accelerator, model, optimizer, loss_fn=loss_fn, scheduler=schedule.scheduler, path=path)
+    with rec or nullcontext():
         for _ in range(2):
-            for batch in rec.batches(loader):
+            for batch in rec.batches(loader) if rec else loader:
                 with accelerator.accumulate(model):
                     loss = loss_fn(model, batch)
                     accelerator.backward(loss)
+                    if accelerator.sync_gradients:
+                        accelerator.clip_grad_norm_(model.parameters(), 1.0)
                     optimizer.step()
+                    schedule.step()
                     optimizer.zero_grad()
-                rec.step(loss)
+                if rec:
+                    rec.step(loss)
+    return accelerator.unwrap_model(model).state_dict(), rec
+
+
+def test_accelerate(tmp_path):
+    plain, _ = by_accelerate()
+    watched, rec = by_accelerate(tmp_path / "run")
+    assert all(torch.equal(plain[name], watched[name]) for name in plain)
     run = read(rec.path)
     assert run.n_samples.tolist() == [16, 16, 16, 16, 11] * 2
     assert sorted(i for ids in run.sample_ids[:5] for i in ids) == list(range(75))
     subject = Subject.of(rec, run)
+    with subject.kept():
+        assert subject.replay(subject.window(0)).noise == 0.0
+    assert all(torch.equal(plain[name], watched[name]) for name in plain)
+
+
+def test_a_loss_in_float64_is_that_of_a_copy(tmp_path):
+    spikes = SpikeRecorderCallback(path=tmp_path / "run")
+    trainer = train(tmp_path, spikes, num_train_epochs=1)
+    batch = padded([{"input_ids": row.tolist()} for row in Sentences(8).rows])
+    exact = exact_loss(trainer.model, spikes.recorder.loss_fn, batch)
+    trainer.model.eval()
+    with torch.no_grad():
+        assert exact == pytest.approx(float(trainer.model(**batch).loss), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_compiled_model_is_recorded_and_replayed(tmp_path):
+    plain = train(tmp_path, torch_compile=True, torch_compile_backend="eager", num_train_epochs=1)
+    spikes = SpikeRecorderCallback(path=tmp_path / "run", closely=True)
+    watched = train(tmp_path, spikes, torch_compile=True, torch_compile_backend="eager", num_train_epochs=1)
+    assert same(plain, watched)
+    run = read(spikes.path)
+    assert len(run) == 10
+    subject = Subject.of(spikes.recorder, run)
     with subject.kept():
         assert subject.replay(subject.window(0)).noise == 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -61,7 +62,7 @@ class Net(L.LightningModule):
 
 def fit(folder, callbacks=(), *, module=None, checkpoint=None, **options):
     L.seed_everything(0, verbose=False)
-    module = module or Net()
+    module = Net() if module is None else module
     settings = {"max_epochs": 2, "gradient_clip_val": 1.0, "enable_checkpointing": False, **options}
     trainer = L.Trainer(
         accelerator="cpu",
@@ -181,27 +182,63 @@ def test_the_first_question_in_lightning(tmp_path):
     assert (made.answer.cause, made.verdicts[0].outcome) == ("double-averaged-loss", "confirmed")
 
 
-def test_fabric(tmp_path):
-    fabric = L.Fabric(accelerator="cpu", devices=1)
+def by_fabric(path=None, precision="32-true"):
+    """The weights, and the recorder where there is a path to record to."""
+    fabric = L.Fabric(accelerator="cpu", devices=1, precision=precision)
     fabric.seed_everything(0, verbose=False)
     net = Net().net
-    model, optimizer = fabric.setup(net, torch.optim.SGD(net.parameters(), 0.1))
+    model, optimizer = fabric.setup(net, torch.optim.SGD(net.parameters(), 0.1, momentum=0.9))
     data = fabric.setup_dataloaders(loader())
 
     def loss_fn(model, batch):
         return F.cross_entropy(model(batch[0]), batch[1])
 
-    with watch(model, optimizer, loss_fn=loss_fn, path=tmp_path / "run") as rec:
+    rec = path and watch(model, optimizer, loss_fn=loss_fn, path=path)
+    with rec or nullcontext():
         for _ in range(2):
-            for batch in rec.batches(data):
+            for batch in rec.batches(data) if rec else data:
                 loss = loss_fn(model, batch)
                 optimizer.zero_grad()
                 fabric.backward(loss)
+                fabric.clip_gradients(model, optimizer, max_norm=1.0)
                 optimizer.step()
-                rec.step(loss)
+                if rec:
+                    rec.step(loss)
+    return net.state_dict(), rec
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_fabric(precision, tmp_path):
+    plain, _ = by_fabric(precision=precision)
+    watched, rec = by_fabric(tmp_path / "run", precision)
+    assert all(torch.equal(plain[name], watched[name]) for name in plain)
     run = read(rec.path)
     assert len(run) == 22
     assert sorted(i for ids in run.sample_ids[:11] for i in ids) == list(range(330))
     subject = Subject.of(rec, run)
     with subject.kept():
         assert subject.replay(subject.window(0)).noise == 0.0
+    assert all(torch.equal(plain[name], watched[name]) for name in plain)
+
+
+@pytest.mark.slow
+def test_a_compiled_module_is_recorded_and_replayed(tmp_path):
+    plain, _ = fit(tmp_path, module=compiled())
+    spikes = SpikeRecorder(tmp_path / "run", closely=True)
+    watched, _ = fit(tmp_path, [spikes], module=compiled())
+    assert same(plain, watched)
+    run = read(spikes.path)
+    assert len(run) == 22
+    subject = Subject.of(spikes.recorder, run)
+    with subject.kept():
+        assert subject.replay(subject.window(0)).noise == 0.0
+
+
+class Quiet(Net):
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self.net(batch[0]), batch[1])  # the compiler stumbles over self.log
+
+
+def compiled():
+    L.seed_everything(0, verbose=False)
+    return torch.compile(Quiet(), backend="eager")

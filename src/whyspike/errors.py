@@ -29,5 +29,9 @@ class UnknownCase(WhySpikeError):
     """No case of that name is in the catalogue."""
 
 
+class UnknownTracker(WhySpikeError):
+    """A diagnosis was to be logged to something that is no tracker that we know."""
+
+
 class OutputExists(WhySpikeError):
     """The file to write is there already."""

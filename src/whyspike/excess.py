@@ -1,6 +1,6 @@
 """How much an event costs: the area above the level before it, in log-loss times steps.
 
-Nine measures, because a number that is plotted, a network that is damaged and a damage that grows are three things:
+Ten measures, because a number that is plotted, a network that is damaged and a damage that grows are three things:
 
 - `state`: area of the probe loss above its level before the event, from the event on;
 - `reported`: area of the logged loss above its median over the 64 steps before, over the event's own steps;
@@ -9,6 +9,8 @@ Nine measures, because a number that is plotted, a network that is damaged and a
 - `dip`: as `reported`, below the level instead of above it;
 - `height`: as `reported`, but what lies below the level counts against it, so that noise adds nothing on average;
 - `deviation`: as `height`, counted downwards for an event that lies below its level;
+- `onset`: as `deviation`, on the event's first step alone: where what makes it acts within one step, and an episode has
+  several such steps with ordinary ones between them;
 - `jump`: mean log of the logged loss over the eight steps from the event on, less that over the eight before it, both
   of the same replay; counted in the direction in which the record jumps;
 - `pattern`: of a replayed epoch, the amplitude (lowest to highest phase, nats) of the pattern that the other epochs of
@@ -28,7 +30,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from whyspike.pattern import Pattern
 
-Measure = Literal["state", "reported", "growth", "dip", "height", "deviation", "jump", "pattern", "rise"]
+Measure = Literal["state", "reported", "growth", "dip", "height", "deviation", "onset", "jump", "pattern", "rise"]
 
 
 JUMP_STEPS = 8  # on either side
@@ -69,7 +71,8 @@ def excess(
         measure: any but "pattern" and "rise", which `pattern_excess` measures.
         onset: position of the event's first step in `reported` and `state`.
         length: steps of the event itself, for the logged loss.
-        direction: -1.0 where the record jumps down, for "jump", or lies below its level, for "deviation".
+        direction: -1.0 where the record jumps down, for "jump", or lies below its level, for "deviation" and
+            "onset".
     """
     if measure == "jump":
         return direction * jump(reported, onset, reported_reference)
@@ -78,8 +81,8 @@ def excess(
     if measure == "dip":
         own = reported[onset : onset + length]
         return sum(max(0.0, -log_rise(v, reported_reference)) for v in own if not math.isnan(v))
-    if measure in ("height", "deviation"):
-        own = reported[onset : onset + length]
+    if measure in ("height", "deviation", "onset"):
+        own = reported[onset : onset + (1 if measure == "onset" else length)]
         return direction * sum(log_rise(v, reported_reference) for v in own if not math.isnan(v))
     if measure == "growth":
         return area_above(state[onset + 1 :], max(state[onset], state_reference))

@@ -22,7 +22,7 @@ from whyspike.epoch_experiment import EpochExperiment
 from whyspike.errors import NotReplayable
 from whyspike.everychange import every_change
 from whyspike.excess import Measure, excess, jump
-from whyspike.judge import REMOVED, judge
+from whyspike.judge import REMOVED, acting, idle_placebo, judge
 from whyspike.periods import occurrences
 from whyspike.profile import Profile, Profiler
 from whyspike.replay import HORIZON, Draws, Replayed, Subject, Window
@@ -341,6 +341,10 @@ class Experiment:
                 continue
             with suppress(NotReplayable) if beside else nullcontext():
                 made += [self._trial(cause, arm, intervention, pair, measure) for pair in chosen]
+        if placebo is not None and placebo.must_act:
+            made = acting(made)
+            if not any(t.arm == "placebo" for t in made) and not suspicion.identity:
+                raise NotReplayable(idle_placebo(placebo.words))
         if len(pairs) == 1 and placebo is not None and _may_be_confirmed(made):
             first = pairs[0]
             draws = PLACEBO_DRAWS if not suspicion.identity else LEAST_PAIRS  # an identity needs no p-value
@@ -422,7 +426,7 @@ def _may_be_confirmed(made: Sequence[Trial]) -> bool:
 
 def _direction(seen: Observation, measure: Measure, event: Event, step: int) -> float:
     """-1.0 where an excess is counted downwards: where the record falls at a step, or an event lies below its level."""
-    if measure == "deviation":
+    if measure in ("deviation", "onset"):
         return -1.0 if (event.reported or 1.0) < 1.0 else 1.0
     if measure != "jump":
         return 1.0
@@ -440,8 +444,8 @@ def _moved(event: Event, late: int, factor: float) -> Event:
 
 def _needed(event: Event, measure: Measure) -> int:
     """Steps after the event that the measure looks at: the logged loss counts on the event's own steps alone."""
-    own = 1 if event.period else event.last_step - event.step + 1
-    return min(HORIZON, own) if measure in ("reported", "dip", "height", "deviation") else HORIZON
+    own = 1 if event.period or measure == "onset" else event.last_step - event.step + 1
+    return min(HORIZON, own) if measure in ("reported", "dip", "height", "deviation", "onset") else HORIZON
 
 
 def _begun_by(event: Event, profile: Profile) -> Event:

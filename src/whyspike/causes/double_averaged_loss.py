@@ -180,7 +180,7 @@ class DoubleAveragedLoss(Cause):
                         words="clip the gradient: it protects the weights, the spike in the plotted loss stays",
                         code={
                             "torch": f"torch.nn.utils.clip_grad_norm_(model.parameters(), {norm:.2g})   # before optimizer.step()",
-                            "keras": f"optimizer = keras.optimizers.SGD(..., global_clipnorm={norm:.2g})",
+                            "keras": f"keras.optimizers.SGD(..., global_clipnorm={norm:.2g})   # clipnorm=: each tensor by itself",
                         },
                         applicability="unsafe",
                     ),
@@ -192,7 +192,10 @@ class DoubleAveragedLoss(Cause):
             ScratchCure(
                 cure=Cure(
                     words=f"not this: multiplying by the nominal size {nominal} changes the unit of the loss and cures nothing",
-                    code={"torch": f"loss = loss_fn(model, batch) * {nominal}   # still 1/b on a batch of b samples"},
+                    code={
+                        "torch": f"loss = loss_fn(model, batch) * {nominal}   # still 1/b on a batch of b samples",
+                        "keras": f"return loss * {nominal}   # still 1/b on a batch of b samples",
+                    },
                     applicability="unsafe",
                 ),
                 # A constant factor on the loss and the same factor off the learning rate: with SGD the very same updates.

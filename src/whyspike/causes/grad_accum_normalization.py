@@ -45,7 +45,7 @@ class GradAccumNormalization(Cause):
     family = "scale"
     aliases = ("mean of means", "num_items_in_batch", "gradient-accumulation-bug")
     rank = 11
-    measure = "deviation"
+    measure = "onset"
     title = "gradient accumulation takes the mean of means, whatever the micro-batches hold"
 
     def preflight(self, setup: Setup) -> Finding | Note | None:

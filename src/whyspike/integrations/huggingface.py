@@ -196,7 +196,8 @@ def _loss_of(trainer: Any) -> LossFn:
             items = items.to(trainer.args.device)
         with trainer.compute_loss_context_manager():
             inputs = trainer._prepare_inputs(inputs)
-            return trainer.compute_loss(trainer.model_wrapped, inputs, num_items_in_batch=items)
+            prepared = trainer.model_wrapped if model is trainer.model else model  # a copy, in float64
+            return trainer.compute_loss(prepared, inputs, num_items_in_batch=items)
 
     return compute_loss
 
@@ -228,13 +229,14 @@ def watch(accelerator: Any, model: Any, optimizer: Any, **options: Any) -> Recor
         options: as in `whyspike.watch`; `loss_fn` is called with the prepared model.
     """
     given = options.pop("loss_fn", None)
+    inner = accelerator.unwrap_model(model, keep_fp32_wrapper=True)
 
     def loss_fn(module: torch.nn.Module, batch: Any) -> torch.Tensor:
-        return given(model, batch)
+        return given(model if module is inner else module, batch)  # else a copy, in float64
 
     return _Synchronized(
         accelerator,
-        accelerator.unwrap_model(model, keep_fp32_wrapper=True),
+        inner,
         getattr(optimizer, "optimizer", optimizer),
         loss_fn=None if given is None else loss_fn,
         scaler=accelerator.scaler,

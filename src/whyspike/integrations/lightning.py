@@ -224,7 +224,26 @@ def watch(model: Any, optimizer: Any, **options: Any) -> Recorder:
     given = options.pop("loss_fn", None)
 
     def loss_fn(module: torch.nn.Module, batch: Any) -> torch.Tensor:
-        return given(model, batch)
+        if module is not inner:
+            return given(module, batch)  # a copy, in float64
+        with _backward_allowed(model):
+            return given(model, batch)
 
+    precision = getattr(getattr(model, "_strategy", None), "precision", None)
+    options = {"scaler": getattr(precision, "scaler", None), **options}
     optimizer = getattr(optimizer, "_optimizer", optimizer)
     return record.watch(inner, optimizer, loss_fn=None if given is None else loss_fn, **options)
+
+
+@contextmanager
+def _backward_allowed(model: Any) -> Iterator[None]:
+    """Inside, what the model returns may be given to `backward` without Fabric, as a replay does."""
+    own = "_register_backward_hook"
+    if not hasattr(model, own):
+        yield
+        return
+    object.__setattr__(model, own, lambda tensor: tensor)
+    try:
+        yield
+    finally:
+        model.__dict__.pop(own, None)
