@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from whyspike import __version__
-from whyspike.errors import WhySpikeError
+from whyspike.errors import UnreadableRun, WhySpikeError
 from whyspike.launch import On
 from whyspike.output import (
     Format,
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from whyspike.training import Training
 
 FIRST_CASE = "double-averaged-loss"
+SAID = 5  # files of a folder that are named where they cannot be read
 
 app = App(
     name="whyspike",
@@ -137,17 +138,22 @@ def diagnose(
     from whyspike.logs.assemble import Asked, described
 
     asked = Asked(loss=loss, steps_per_epoch=steps_per_epoch, batch_size=batch_size, dataset_size=dataset_size)
+    left_out: list[UnreadableRun] = []
     with Progress() as progress:
-        made = pipeline.diagnose_all(path, asked, progress=progress)
+        made = pipeline.diagnose_all(path, asked, left_out=left_out, progress=progress)
         compared = None
         if other is not None:
             made = (made[-1], pipeline.diagnose_all(other, asked, progress=progress)[-1])
             from whyspike.compare import compare
 
             compared = compare(*made)
-    for diagnosis in made:
-        if diagnosis.record is not None and "reader_says" in diagnosis.record.facts:
-            say(described(diagnosis.record))
+    read = [d.record for d in made if d.record is not None and "reader_says" in d.record.facts]
+    for line in dict.fromkeys(map(described, read)):  # once where a log holds several runs alike
+        say(line)
+    for error in left_out[:SAID]:
+        say(f"left out: {error}")
+    if len(left_out) > SAID:
+        say(f"left out: {len(left_out) - SAID} more that hold no curve")
     put_diagnoses(made, choose(format, output), output, compared, force=force)
     return max(map(exit_code, made))
 

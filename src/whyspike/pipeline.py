@@ -62,9 +62,16 @@ def diagnose(
 
 
 def diagnose_all(
-    path: str | Path, asked: Asked | None = None, *, progress: Progress | None = None
+    path: str | Path,
+    asked: Asked | None = None,
+    *,
+    left_out: list[UnreadableRun] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Diagnosis, ...]:
     """Diagnose every run that a file or folder holds, in its order.
+
+    Args:
+        left_out: gets what is said of logs in a folder that could not be read, beside others that could.
 
     Raises:
         UnreadableRun: the path does not hold a run that can be read.
@@ -73,7 +80,7 @@ def diagnose_all(
     from whyspike.logs.source import Source
     from whyspike.readers import read_all
 
-    runs = read_all(Source.stdin() if str(path) == "-" else Source(Path(path)), asked)
+    runs = read_all(Source.stdin() if str(path) == "-" else Source(Path(path)), asked, left_out)
     if len(runs) == 1:
         stored = runfolder.read_diagnosis(Path(path), steps=len(runs[0]))
         if stored is not None:
