@@ -407,7 +407,7 @@ def test_several_runs_are_diagnosed_apart(whyspike: Command, tmp_path: Path) -> 
     assert made.returncode == 0
     runs = json.loads(made.stdout)["runs"]
     assert [r["run"]["notes"][0]["id"] for r in runs] == ["appended-runs"] * 2
-    assert whyspike("diagnose", path).stdout.count("healthy: ") == 2
+    assert whyspike("diagnose", path).stdout.count("\nhealthy: ") == 2
     assert whyspike("diagnose", path, "--format", "html", "-o", "x.html").returncode == 2
 
 

@@ -159,3 +159,58 @@ def test_the_division_of_an_accumulating_loop_is_seen():
     model.eval()
     assert torch.equal(made.undivided()(model, batch_of(16, 1)), mean(model, batch_of(16, 1)))
     assert recorded(mean, model, batch_of(16)).divided_by() is None
+
+
+# --------------------------------------------------------------------------- tapes of single steps
+
+OWN = torch.Generator().manual_seed(3)
+
+
+def with_its_step(step: int) -> Body:
+    """A number that the script computes anew in every step, and noise from a generator of its own."""
+
+    def body(model, batch):
+        x, y = batch
+        noise = 0.1 * torch.randn(x.shape, generator=OWN)
+        return F.cross_entropy(model((x + noise).flatten(1)), y, reduction="sum") / len(x) * (1 + 0.01 * step)
+
+    return body
+
+
+@pytest.mark.parametrize("n", [16, 5])
+def test_a_tape_of_the_step_has_its_numbers_and_its_own_generator(n):
+    model = network()
+    model.eval()
+    sizes = [recorded(with_its_step(0), model, batch_of(k)) for k in (16, 5)]
+    states, steps = {}, {}
+    for step in (7, 8):
+        states[step] = OWN.get_state()
+        steps[step] = [recorded(with_its_step(step), model, batch_of(16, seed=step))]
+    loss_fn = TapedLoss(sizes, steps)
+    after = OWN.get_state()
+    batch = batch_of(n, seed=9)
+    with loss_fn.kept():
+        for step in (8, 7):
+            loss_fn.stands(step)
+            ours = loss_fn(model, batch)
+            OWN.set_state(states[step])
+            assert torch.equal(ours, with_its_step(step)(model, batch)) is True
+            with loss_fn.nowhere():
+                assert not torch.equal(loss_fn(model, batch), ours)  # as one function, whatever the step
+    assert torch.equal(OWN.get_state(), after)
+
+
+def test_where_the_script_would_have_gone_another_way_the_tape_says_so():
+    def decides(model, batch):
+        x, y = batch
+        h = x.flatten(1)
+        if h.abs().max() > 10:
+            h = h.clamp(-10, 10)
+        return F.cross_entropy(model(h), y)
+
+    model = network()
+    loss_fn = TapedLoss([recorded(decides, model, batch_of(16))])
+    loss_fn(model, batch_of(16, seed=1))
+    x, y = batch_of(16)
+    with pytest.raises(NotReplayable, match="decides by a number"):
+        loss_fn(model, (x * 100, y))

@@ -27,11 +27,12 @@ class Allowance:
     Args:
         training_s: processor time of the training; infinite for a proof without a limit.
         events: that are to be proven.
+        most_s: no more than this, where a user said so.
     """
 
-    def __init__(self, training_s: float, events: int = 1) -> None:
+    def __init__(self, training_s: float, events: int = 1, most_s: float = math.inf) -> None:
         self.training_s = training_s
-        self.whole = max(FREE_S, SHARE * training_s) * max(1, min(events, MOST_EVENTS))
+        self.whole = min(most_s, max(FREE_S, SHARE * training_s) * max(1, min(events, MOST_EVENTS)))
         self._began = process_time()
 
     @property

@@ -9,25 +9,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from whyspike import launch
 from whyspike.arm import cloudpickle
 from whyspike.errors import NotReplayable
+from whyspike.launch import Job, On
 
 if TYPE_CHECKING:
     from whyspike.rerun import Trained
     from whyspike.script import Command
     from whyspike.seams import Intervention
 
-LEFT_OUT = frozenset({"whyspike-runs", "__pycache__", ".git", ".venv", "venv"})
+SECONDS = "seconds.json"  # in the store: how long each command ran
 Progress = Callable[[str, float], None]
 
 
@@ -60,6 +60,7 @@ class ScriptSource:
         store: where the arms are kept, `place_for(…)` for one.
         seconds: how long it ran.
         threads: of torch in one arm; None leaves it to the script.
+        on: what hands the arms out: joblib on this machine, or ray on a cluster.
         workers: processes at a time; by default as many as the cores allow.
     """
 
@@ -68,17 +69,21 @@ class ScriptSource:
     store: Path
     seconds: float
     threads: int | None = None
+    on: On = "joblib"
     workers: int | None = None
 
-    @property
+    @cached_property
     def at_once(self) -> int:
         """Processes at a time."""
-        return self.workers or max(1, (os.cpu_count() or 1) // max(1, self.threads or 1))
+        return self.workers or launch.at_once(self.on, self.threads)
+
+    def waiting(self, wanted: Sequence[Wanted]) -> int:
+        """How many of the arms are not there yet."""
+        return sum(self._kept(self._place(w)) is None for w in wanted)
 
     def expected_s(self, wanted: Sequence[Wanted]) -> float:
         """How long the arms that are not there yet will take, about."""
-        waiting = sum(not self._place(w).is_file() for w in wanted)
-        return -(-waiting // self.at_once) * self.seconds
+        return -(-self.waiting(wanted) // self.at_once) * self.seconds
 
     def results(self, wanted: Sequence[Wanted], progress: Progress | None = None) -> list[dict[str, Any]]:
         """What every arm gave, in their order. Those that are there already are not run again.
@@ -86,25 +91,26 @@ class ScriptSource:
         Raises:
             NotReplayable: an arm failed; the others are kept.
         """
-        from joblib import Parallel, delayed
-
+        places = [self._place(w) for w in wanted]
+        made = {k: found for k, place in enumerate(places) if (found := self._kept(place)) is not None}
+        missing = [k for k in range(len(wanted)) if k not in made]
         if progress:
-            progress(f"running the script {len(wanted)} times, about {self.expected_s(wanted):.0f} s", 0.0)
-        done: list[int] = []
-
-        def one(arm: Wanted) -> dict[str, Any]:
-            made = self._result(arm)
-            done.append(1)
+            kept = f", {len(made)} of them are there already" if made else ""
+            expected = self.expected_s(wanted)
+            progress(f"running the script {len(wanted)} times{kept}: about {expected:.0f} s", 0.0)
+        self.store.mkdir(parents=True, exist_ok=True)
+        jobs = [self._job(wanted[k]) for k in missing]
+        for number, result in launch.submit(jobs, self.on, self.at_once, self.threads):
+            k = missing[number]
+            made[k] = result
+            if "error" not in result:  # else it is tried again the next time
+                _write(places[k], result)
             if progress:
-                progress(f"running the script again: {arm.words}", len(done) / len(wanted))
-            return made
-
-        # The threads wait for processes.
-        made: Any = Parallel(n_jobs=self.at_once, backend="threading")(delayed(one)(w) for w in wanted)
-        failed = next(((w, r["error"]) for w, r in zip(wanted, made, strict=True) if "error" in r), None)
+                progress(f"running the script again: {wanted[k].words}", len(made) / len(wanted))
+        failed = next(((w, made[k]["error"]) for k, w in enumerate(wanted) if "error" in made[k]), None)
         if failed is not None:
             raise NotReplayable(f"the script with {failed[0].words} gave no result: {failed[1]}")
-        return list(made)
+        return [made[k] for k in range(len(wanted))]
 
     def train(self, wanted: Sequence[Wanted], progress: Progress | None = None) -> list[Trained]:
         """The arms as trainings from scratch.
@@ -129,6 +135,17 @@ class ScriptSource:
             for w, r in zip(wanted, self.results(wanted, progress), strict=True)
         ]
 
+    def remember(self) -> None:
+        """Keep how long the script ran, for what is said the next time."""
+        self.store.mkdir(parents=True, exist_ok=True)
+        _write(self.store / SECONDS, {**_seconds_in(self.store), self.command.words: self.seconds})
+
+    @staticmethod
+    def remembered(store: Path, command: Command) -> float | None:
+        """How long the script ran the last time; None where that is not known."""
+        found = _seconds_in(store).get(command.words)
+        return found if isinstance(found, float) else None
+
     @staticmethod
     def place_for(run: Path, command: Command) -> Path:
         """Where the arms of a script are kept: beside its runs, so that the next attempt finds them."""
@@ -150,59 +167,50 @@ class ScriptSource:
             made.update(file.read_bytes())
         return made.hexdigest()
 
-    def _result(self, arm: Wanted) -> dict[str, Any]:
-        place = self._place(arm)
-        if place.is_file():
+    def _kept(self, place: Path) -> dict[str, Any] | None:
+        try:
             return json.loads(place.read_text(encoding="utf-8"))
-        made = self._run(arm, place)
-        if "error" in made:
-            place.unlink(missing_ok=True)  # it is tried again the next time
-        return made
+        except (OSError, ValueError):  # not there, or damaged: it is run again
+            return None
 
-    def _run(self, arm: Wanted, place: Path) -> dict[str, Any]:
-        place.parent.mkdir(parents=True, exist_ok=True)
+    def _job(self, arm: Wanted) -> Job:
+        """What another process needs to know of an arm.
+
+        Raises:
+            NotReplayable: its change cannot be handed to another process.
+        """
         try:
             packed = cloudpickle().dumps(arm.intervention).hex()
         except Exception as error:
-            return {"error": f"its change cannot be handed to another process ({type(error).__name__}: {error})"}
-        with tempfile.TemporaryDirectory(prefix="whyspike-arm-", ignore_cleanup_errors=True) as scratch:
-            folder = Path(scratch) / "run"
-            self._furnish(folder)
-            target = self.command.target
-            job = {
-                "target": target if self.command.module else str((self.cwd / target).resolve()),
-                "arguments": self.command.arguments,
-                "module": self.command.module,
-                "path": [str(self.cwd)] if self.command.module else [],
-                "folder": str(folder),
-                "seed": arm.seed,
-                "events": arm.events,
-                "stop": arm.stop,
-                "threads": self.threads,
-                "intervention": packed,
-                "result": str(place.resolve()),
-            }
-            file = Path(scratch) / "job.json"
-            file.write_text(json.dumps(job), encoding="utf-8")
-            environment = {**os.environ, "WANDB_MODE": "disabled", "PYTHONSAFEPATH": "", "WHYSPIKE_DISABLE": ""}
-            made = subprocess.run(  # noqa: S603  this Python, and the script that was run before
-                [sys.executable, "-m", "whyspike.arm", str(file)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-                errors="replace",
-                env=environment,
-                check=False,
-            )
-        if place.is_file():
-            return json.loads(place.read_text(encoding="utf-8"))
-        said = made.stderr.strip().splitlines()
-        return {"error": f"its process ended with {made.returncode} ({said[-1] if said else 'no message'})"}
+            raise NotReplayable(
+                f"the change of {arm.words} cannot be handed to another process ({type(error).__name__}: {error})"
+            ) from error
+        return {**self.job, "seed": arm.seed, "events": arm.events, "stop": arm.stop, "intervention": packed}
 
-    def _furnish(self, folder: Path) -> None:
-        """The scratch folder: links to what lies in the script's own, so that it finds what it reads."""
-        folder.mkdir(parents=True)
-        for entry in self.cwd.iterdir():
-            if entry.name not in LEFT_OUT:
-                (folder / entry.name).symlink_to(entry.resolve(), target_is_directory=entry.is_dir())
+    @property
+    def job(self) -> Job:
+        """What every process needs to know of the script."""
+        target, module = self.command.target, self.command.module
+        return {
+            "target": target if module else str((self.cwd / target).resolve()),
+            "arguments": self.command.arguments,
+            "module": module,
+            "path": [str(self.cwd)] if module else [],
+            "cwd": str(self.cwd),
+            "threads": self.threads,
+        }
+
+
+def _write(place: Path, result: dict[str, Any]) -> None:
+    """All or nothing."""
+    temporary = place.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(result), encoding="utf-8")
+    os.replace(temporary, place)
+
+
+def _seconds_in(store: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((store / SECONDS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

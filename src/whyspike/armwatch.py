@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -31,11 +32,13 @@ class ArmWatch(ScriptWatch):
 
     def __init__(self, folder: Path, *, intervention: Intervention, events: Sequence[int], stop: int | None) -> None:
         super().__init__(lambda n: folder if not n else folder.with_name(f"record-{n + 1}"), name="arm", stop=stop)
+        self.taping.probed = True  # an arm is measured by its losses
         self.intervention, self.events = intervention, sorted(events)
         self.losses: list[float] = []  # of every step, nan where it was skipped
         self.sizes: list[int] = []
         self._begun = False
         self._at: StepContext | None = None
+        self._parent = os.getppid()
 
     def at(self) -> StepContext:
         """Where the training stands."""
@@ -99,6 +102,8 @@ class ArmWatch(ScriptWatch):
         if one is self.watched[0]:
             self.losses.append(math.fsum(float(x) for x in one.losses))
             self.sizes.append(sum(max(0, draw[3]) for draw in one.recorder._draws))
+            if os.getppid() != self._parent:  # who asked for it is gone
+                os._exit(1)
         super()._step(one)
 
     def skipped(self, n: int) -> None:
@@ -161,7 +166,7 @@ class _Changed:
             changed = watch.intervention.batch(at, batch)
             if changed is not None:
                 return changed
-            watch._cancel()
+            watch.taping.cancel()
             recorder._draws = ()
             if recorder._micro_per_step == 1:
                 watch.skipped(at.n_samples)

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from whyspike import __version__
-from whyspike.errors import WhySpikeError
+from whyspike.errors import UnreadableRun, WhySpikeError
+from whyspike.launch import On
 from whyspike.output import (
     Format,
     Progress,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from whyspike.training import Training
 
 FIRST_CASE = "double-averaged-loss"
+SAID = 5  # files of a folder that are named where they cannot be read
 
 app = App(
     name="whyspike",
@@ -136,17 +138,22 @@ def diagnose(
     from whyspike.logs.assemble import Asked, described
 
     asked = Asked(loss=loss, steps_per_epoch=steps_per_epoch, batch_size=batch_size, dataset_size=dataset_size)
+    left_out: list[UnreadableRun] = []
     with Progress() as progress:
-        made = pipeline.diagnose_all(path, asked, progress=progress)
+        made = pipeline.diagnose_all(path, asked, left_out=left_out, progress=progress)
         compared = None
         if other is not None:
             made = (made[-1], pipeline.diagnose_all(other, asked, progress=progress)[-1])
             from whyspike.compare import compare
 
             compared = compare(*made)
-    for diagnosis in made:
-        if diagnosis.record is not None and "reader_says" in diagnosis.record.facts:
-            say(described(diagnosis.record))
+    read = [d.record for d in made if d.record is not None and "reader_says" in d.record.facts]
+    for line in dict.fromkeys(map(described, read)):  # once where a log holds several runs alike
+        say(line)
+    for error in left_out[:SAID]:
+        say(f"left out: {error}")
+    if len(left_out) > SAID:
+        say(f"left out: {len(left_out) - SAID} more that hold no curve")
     put_diagnoses(made, choose(format, output), output, compared, force=force)
     return max(map(exit_code, made))
 
@@ -159,6 +166,7 @@ def run(
     module: Annotated[bool, Parameter(name=["--module", "-m"])] = False,
     loss: str | None = None,
     no_prove: bool = False,
+    budget: float | None = None,
     folder: Path | None = None,
     format: Format | None = None,
     output: Output = None,
@@ -174,6 +182,8 @@ def run(
         module: SCRIPT is the name of a module, as after python -m.
         loss: the variable that backward() is called on, where the script has several losses.
         no_prove: do not replay the steps around the events; diagnose what was recorded.
+        budget: the most minutes to spend in all. With it the script also runs again, with one thing changed, where
+            replays cannot decide, and with the cures.
         folder: where the record goes; whyspike-runs/SCRIPT-TIME when it is left out.
         format: of the result; without it, what the name of FILE ends in, else full.
         output: write the result to this file instead of standard error.
@@ -184,8 +194,12 @@ def run(
     from whyspike import scriptrun
     from whyspike.script import Command
 
+    _positive(budget)
+    again = budget is not None
     command = Command(script, arguments, module)
-    made = scriptrun.run_script(command, loss=loss, prove=not no_prove, folder=folder)
+    made = scriptrun.run_script(
+        command, loss=loss, prove=not no_prove, closely=again, folder=folder, rerun=again, budget=budget
+    )
     scriptrun.show(made, choose(format, output), output, force=force)
     return scriptrun.exit_code(made.ended)
 
@@ -196,6 +210,7 @@ def prove(
     /,
     *arguments: Annotated[str, Parameter(allow_leading_hyphen=True)],
     budget: float | None = None,
+    on: On = "joblib",
     full: bool = False,
     format: Format | None = None,
     output: Output = None,
@@ -207,21 +222,24 @@ def prove(
         target: file.py:function, where the function returns a whyspike.Training; a script; or a recorded run of either.
         arguments: of the script, after --.
         budget: the most minutes to spend.
+        on: where a script runs again: joblib takes the cores of this machine, ray those of a Ray cluster.
         full: replay with every change that there is, to see what each of them removes.
         format: of the result; without it, what the name of FILE ends in, else full.
         output: write the result to this file instead of standard output.
         force: overwrite the file.
     """
-    from whyspike import targets
+    from whyspike import launch, targets
 
-    if budget is not None and not budget > 0:
-        raise WhySpikeError(f"--budget {budget} was given; it is the most minutes to spend and must be above 0")
+    _positive(budget)
+    launch.check(on)
     if output is not None:
         claim(output, force=force)
     script = targets.script(target, arguments)
     if script is not None:
-        return _prove_script(script, budget, choose(format, output), output, force=force)
+        return _prove_script(script, budget, on, choose(format, output), output, force=force)
     source = targets.resolve(target)
+    if on != "joblib":
+        raise WhySpikeError(f"--on {on} runs scripts; {target} is a function, which is trained in this process")
     from whyspike import pipeline
 
     with Progress() as progress:
@@ -230,8 +248,13 @@ def prove(
     return exit_code(diagnosis)
 
 
+def _positive(budget: float | None) -> None:
+    if budget is not None and not budget > 0:
+        raise WhySpikeError(f"--budget {budget} was given; it is the most minutes to spend and must be above 0")
+
+
 def _prove_script(
-    script: tuple[Command, Path], budget: float | None, format: Format, output: Path | None, *, force: bool
+    script: tuple[Command, Path], budget: float | None, on: On, format: Format, output: Path | None, *, force: bool
 ) -> int:
     """Run the script with a closer record, its output on standard error, and again with one thing changed."""
     from contextlib import redirect_stdout
@@ -241,7 +264,7 @@ def _prove_script(
     command, cwd = script
     os.chdir(cwd)
     with redirect_stdout(sys.stderr):
-        made = scriptrun.run_script(command, closely=True, rerun=True, budget=budget)
+        made = scriptrun.run_script(command, closely=True, rerun=True, budget=budget, on=on)
     for note in made.notes:
         say(note)
     if not made.diagnoses:
@@ -386,7 +409,7 @@ def _script_apart(tokens: Sequence[str]) -> list[str]:
         return [*tokens]
     at = 1
     while at < len(tokens) and tokens[at].startswith("-") and tokens[at] != "--":
-        at += 2 if tokens[at] in ("--loss", "--folder", "--format", "--output", "-o") else 1
+        at += 2 if tokens[at] in ("--loss", "--budget", "--folder", "--format", "--output", "-o") else 1
     rest = tokens[at + 1 :] if tokens[at : at + 1] == ["--"] else tokens[at:]
     return [*tokens[:at], *(["--", *rest] if rest else ())]
 

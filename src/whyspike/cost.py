@@ -51,13 +51,14 @@ def estimate(training: Training, *, cures: bool) -> str | None:
         return None
     train = steps * per_step
     replay = PAIRS * ARMS * (HORIZON + 5) * per_step * 2  # a probe after every step costs about another step
-    parts = [f"the training about {_time(train)}", f"the replays up to {_time(replay)}"]
+    parts = [f"the training about {spell(train)}", f"the replays up to {spell(replay)}"]
     if cures:
-        parts.append(f"cures from scratch up to {_time(TRAININGS * train)}")
+        parts.append(f"cures from scratch up to {spell(TRAININGS * train)}")
     return f"expected: {', '.join(parts)}"
 
 
-def _time(seconds: float) -> str:
+def spell(seconds: float) -> str:
+    """A time in words."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

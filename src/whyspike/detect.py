@@ -118,7 +118,7 @@ class Detector:
     def __init__(
         self, *, batch_size: int | None = None, dense: bool = False, thresholds: Thresholds = CALIBRATED
     ) -> None:
-        self._dense = dense
+        self.dense = dense
         self._joint = thresholds.joint
         self._loss = Channel(MEDIAN_STEPS, thresholds.loss)
         self._probe = Channel(MEDIAN_STEPS, thresholds.probe)
@@ -421,8 +421,8 @@ class Detector:
         self._probes.append((step, y, median))
         running, candidate, news = self._open, self._candidate, False
         high, low = residual > channel.high, channel.low
-        by_state = self._dense and len(steps) >= STATE_LEAST and residual > STATE_LINE
-        if self._dense:
+        by_state = self.dense and len(steps) >= STATE_LEAST and residual > STATE_LINE
+        if self.dense:
             high, low = by_state, min(low, STATE_LOW)
         confirms = (
             candidate is not None

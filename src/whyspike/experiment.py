@@ -22,7 +22,7 @@ from whyspike.epoch_experiment import EpochExperiment
 from whyspike.errors import NotReplayable
 from whyspike.everychange import every_change
 from whyspike.excess import Measure, excess, jump
-from whyspike.judge import REMOVED, judge
+from whyspike.judge import REMOVED, acting, idle_placebo, judge
 from whyspike.periods import occurrences
 from whyspike.profile import Profile, Profiler
 from whyspike.replay import HORIZON, Draws, Replayed, Subject, Window
@@ -341,6 +341,10 @@ class Experiment:
                 continue
             with suppress(NotReplayable) if beside else nullcontext():
                 made += [self._trial(cause, arm, intervention, pair, measure) for pair in chosen]
+        if placebo is not None and placebo.must_act:
+            made = acting(made)
+            if not any(t.arm == "placebo" for t in made) and not suspicion.identity:
+                raise NotReplayable(idle_placebo(placebo.words))
         if len(pairs) == 1 and placebo is not None and _may_be_confirmed(made):
             first = pairs[0]
             draws = PLACEBO_DRAWS if not suspicion.identity else LEAST_PAIRS  # an identity needs no p-value

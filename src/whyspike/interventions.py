@@ -222,6 +222,8 @@ class CopyOthers(Intervention):
         pattern: `pattern(step)` says of every row which distinct sample it holds, from 0; None where it is not known.
     """
 
+    must_act = True
+
     def __init__(
         self,
         draw: Draw,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from whyspike.anytime import anytime_p
 from whyspike.form import percent
 from whyspike.stats import paired_permutation_p, rank_p, ratio_interval, share_removed
 from whyspike.types import Arm, Evidence, Outcome, Suspicion, Trial
@@ -35,6 +36,29 @@ class Judged:
     removed: float
     placebo_change: float
     p_value: float
+
+
+def acting(trials: Sequence[Trial]) -> list[Trial]:
+    """The trials without those of a placebo that are bitwise their baseline.
+
+    Such a change was none: a sample replaced by its twin in a batch of two. That the excess is still there after it
+    says nothing.
+    """
+    base = {t.pair: t for t in trials if t.arm == "baseline"}
+
+    def idle(t: Trial) -> bool:
+        other = base.get(t.pair) if t.arm == "placebo" else None
+        return other is not None and all(
+            np.array_equal(a[: len(b)], b[: len(a)], equal_nan=True)
+            for a, b in ((t.reported, other.reported), (t.state, other.state))
+        )
+
+    return [t for t in trials if not idle(t)]
+
+
+def idle_placebo(words: str) -> str:
+    """Why a cause whose placebo did nothing is not proven."""
+    return f"its placebo ({words}) changes nothing here, so it shows nothing"
 
 
 def _table(trials: Sequence[Trial], arm: str, words: str) -> dict[int, Trial]:
@@ -91,9 +115,15 @@ def judge(trials: Sequence[Trial]) -> Judged | None:
 
 
 def _p_value(base: dict[int, Trial], decided: dict[int, Trial], placebo: dict[int, Trial]) -> float:
-    """One-sided: the intervention leaves less excess than the placebo (than the baseline, without a placebo)."""
+    """One-sided: the intervention leaves less excess than the placebo (than the baseline, without a placebo).
+
+    Runs from scratch are made until they decide, so their p-value is one that holds wherever one stops.
+    """
     rival = placebo or base
     shared = [k for k in decided if k in rival]
+    if any(t.backend == "scratch" for t in decided.values()):
+        found = np.array([rival[k].excess - decided[k].excess for k in sorted(shared)])
+        return anytime_p(found) if not np.isnan(found).any() else 1.0
     if len(base) == 1:
         drawn = np.array([t.excess for k, t in placebo.items() if k not in base])
         if not len(drawn):

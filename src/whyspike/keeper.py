@@ -154,6 +154,13 @@ class Keeper:
         assert self.held.maxlen is not None
         return self.held.maxlen
 
+    def covers(self, step: int) -> bool:
+        """Whether a capsule holds this step, or may come to hold it."""
+        if step >= self._held_from():
+            return True
+        spans = [(s.step, s.pinned_until) for s in self._ring.pinned()] + list(self._until.items())
+        return any(first <= step <= (last or first) for first, last in spans)
+
     def _held_from(self) -> int:
         return self._end - len(self.held)
 

@@ -8,7 +8,7 @@ has seen something.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -18,7 +18,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from whyspike import batches
-from whyspike.errors import BadTraining
+from whyspike.errors import BadTraining, NotReplayable
 from whyspike.liveprobe import LiveProbe
 from whyspike.norms import Norms
 from whyspike.probeset import LEAST
@@ -29,13 +29,16 @@ from whyspike.strides import Stride, counts
 SMALL = 100_000  # parameters below which a forward pass takes less time than Python's own part of a step
 BUDGET = 0.0015  # share of the training's time for each of the three
 LOOK_AFTER_EVENT = 8  # steps that are measured one by one after the detector has seen something
-MOST_PIECES = 8  # forward passes of one probe, at most
+MOST_PIECES, MOST_CLOSELY = 8, 12  # forward passes of one probe, at most
 TABLE_TENSORS = 256  # with more tensors their single norms are measured less often: 0.5 MB per 1,000 steps
 
 
 def probe_every(model: nn.Module) -> int:
     """The stride of a probe that is measured closely: every step of a small network, whose spikes may be short."""
     return 1 if sum(p.numel() for p in model.parameters()) < SMALL else 4
+
+
+MakeProbe = Callable[[Sequence[Any]], Callable[[], float]]  # of the batches that it is measured on
 
 
 class Measures:
@@ -60,8 +63,9 @@ class Measures:
         self.due = 0  # the next step at which something is, by its stride
         self.probes: dict[int, float] = {}  # by step, for the detector
         self.probe_off: str | None = None if loss_fn is not None else "no loss_fn was given"
-        self._model, self._optimizer, self._loss_fn, self._writer = model, optimizer, loss_fn, writer
-        self._probe: LiveProbe | None = None
+        self._model, self._optimizer, self._writer = model, optimizer, writer
+        self._make: MakeProbe | None = None if loss_fn is None else lambda pieces: LiveProbe(model, loss_fn, pieces)
+        self._probe: Callable[[], float] | None = None
         self._step = 0
         budget = math.inf if closely else BUDGET
         tensors = len(self.norms.parameters) if self.norms is not None else 0
@@ -74,7 +78,8 @@ class Measures:
         self._odd_seen = 0
         self._named = False
         self._gathered: list[Any] = []  # batches for the probe set
-        self._samples = 0  # in them
+        self._samples, self._least = 0, LEAST  # in them, and that are wanted
+        self.probe_samples = 0  # of the probe, once there is one
         self._pending: list[tuple[str, int, torch.Tensor]] = []  # measured, not read yet
         self._update_s = 0.0
         self._post_hook: Any = None
@@ -177,12 +182,30 @@ class Measures:
     @property
     def gathering(self) -> bool:
         """Whether the probe set still lacks samples."""
-        return self._probe is None and self.probe_off is None and self._loss_fn is not None
+        return self._probe is None and self.probe_off is None
+
+    def begin_probe(self, make: MakeProbe, least: int = LEAST) -> None:
+        """A probe where there was no loss function for one.
+
+        Args:
+            make: makes it of some batches, or raises `NotReplayable`.
+            least: samples in them, of the batches that are drawn from here on.
+        """
+        if self._probe is None and self._make is None:
+            self._make, self.probe_off, self._least = make, None, least
 
     def probe_set(self, pieces: Sequence[Any]) -> None:
         """Choose the probe set, unless there is one."""
-        if self.gathering and self._loss_fn is not None:
-            self._probe = LiveProbe(self._model, self._loss_fn, pieces)
+        if self.gathering and self._make is not None:
+            try:
+                self._probe = self._make(pieces)
+                self.probe_samples = sum(max(0, batches.size(piece)) for piece in pieces)
+            except NotReplayable as error:
+                self._no_probe(self._step, str(error))
+
+    def _no_probe(self, step: int, reason: str) -> None:
+        self._probe, self.probe_off = None, reason
+        self._writer.mark(step, "probe-off", {"reason": reason})
 
     def gather(self, batch: Any, n: int) -> None:
         """Where no probe set was chosen it is the first batches of the training, until they have enough samples.
@@ -196,7 +219,8 @@ class Measures:
             return
         self._gathered.append(batches.clone(batch))
         self._samples += n if n > 0 else LEAST
-        if self._samples >= LEAST or len(self._gathered) >= MOST_PIECES:
+        most = MOST_PIECES if self._least <= LEAST else MOST_CLOSELY
+        if self._samples >= self._least or len(self._gathered) >= most:
             self.probe_set(self._gathered)
             self._gathered = []
 
@@ -211,8 +235,7 @@ class Measures:
         try:
             value = self._probe()
         except BadTraining as error:
-            self._probe, self.probe_off = None, str(error)
-            self._writer.mark(step, "probe-off", {"reason": str(error)})
+            self._no_probe(step, str(error))
             return str(error)
         self._probe_stride.spent(perf_counter() - start)
         self.probes[step] = value

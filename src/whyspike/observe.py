@@ -198,6 +198,11 @@ def _missing(run: Run) -> Sequence[str]:
         if run.index is None and not any(note.id == "epoch-only" for note in run.notes):
             missing.append("the place of a step in its epoch: give --steps-per-epoch N")
         return missing
+    off = run.marked("probe-off")
+    if off and "command" in run.facts:
+        missing.append(f"the loss on fixed samples while it trained: {off[-1].data['reason']}")
+    if "command" in run.facts:  # a script: nothing of whyspike is written in it
+        return [*missing, *_missing_of_script(run)]
     if run.facts.get("loss_fn") is False:
         missing.append(
             "replays and the exponent of the loss: the record has no loss_fn; write "
@@ -207,6 +212,21 @@ def _missing(run: Run) -> Sequence[str]:
         missing.append("the place of a step in its epoch: iterate over rec.batches(loader)")
     elif run.sample_ids is None:
         missing.append("sample ids: they need a map-style DataLoader inside rec.batches(loader)")
+    return missing
+
+
+def _missing_of_script(run: Run) -> Sequence[str]:
+    if run.index is None:
+        return [
+            "replays, the place of a step in its epoch and sample ids: the batches come from no torch DataLoader; what "
+            "running the script again can tell, `whyspike prove` tells"
+        ]
+    missing = []
+    if run.facts.get("loss_fn") is False:
+        why = run.facts.get("untaped") or "no step was recorded on its way"
+        missing.append(f"replays and the exponent of the loss: how it comes from a batch is not known ({why})")
+    if run.sample_ids is None:
+        missing.append("sample ids: the dataset has no indices")
     return missing
 
 

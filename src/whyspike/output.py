@@ -113,24 +113,12 @@ def put_diagnoses(
         return
     from whyspike import reports
 
-    if format == "json":
-        from whyspike.reports.json import render_many
+    if output is None and format in ("full", "concise"):
+        from whyspike.reports import terminal
 
-        put(render_many(diagnoses, compared), output, force=force)
-    elif format == "html":
-        raise WhySpikeError(
-            f"{len(diagnoses)} runs were read, and a page of html shows one; choose full, concise, json, "
-            "markdown or github"
-        )
-    elif output is None and format in ("full", "concise"):
-        for diagnosis in diagnoses:
-            put(f"== {diagnosis.run.source} ==" if format == "full" else "", None, force=False)
-            put_diagnosis(diagnosis, format, None, force=False)
-        if compared is not None:
-            put(f"comparison: {compared['sentence']}", None, force=False)
+        terminal.show_many(diagnoses, compared, format=format)
     else:
-        said = [reports.render(d, format) for d in diagnoses]
-        put("\n\n".join(said if compared is None else [*said, compared["sentence"]]), output, force=force)
+        put(reports.render_many(diagnoses, format, compared), output, force=force)
 
 
 def say(words: str) -> None:

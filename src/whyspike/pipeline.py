@@ -62,9 +62,16 @@ def diagnose(
 
 
 def diagnose_all(
-    path: str | Path, asked: Asked | None = None, *, progress: Progress | None = None
+    path: str | Path,
+    asked: Asked | None = None,
+    *,
+    left_out: list[UnreadableRun] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Diagnosis, ...]:
     """Diagnose every run that a file or folder holds, in its order.
+
+    Args:
+        left_out: gets what is said of logs in a folder that could not be read, beside others that could.
 
     Raises:
         UnreadableRun: the path does not hold a run that can be read.
@@ -73,7 +80,7 @@ def diagnose_all(
     from whyspike.logs.source import Source
     from whyspike.readers import read_all
 
-    runs = read_all(Source.stdin() if str(path) == "-" else Source(Path(path)), asked)
+    runs = read_all(Source.stdin() if str(path) == "-" else Source(Path(path)), asked, left_out)
     if len(runs) == 1:
         stored = runfolder.read_diagnosis(Path(path), steps=len(runs[0]))
         if stored is not None:
@@ -93,6 +100,7 @@ def diagnose_recorder(
     prove: bool = False,
     full: bool = False,
     again: Again | None = None,
+    most_s: float | None = None,
     progress: Progress | None = None,
 ) -> Diagnosis:
     """Diagnose what a recorder holds, with the model and the data at hand.
@@ -102,6 +110,7 @@ def diagnose_recorder(
 
     Args:
         again: makes the trials of some suspicions by running the whole training again, where nothing can be replayed.
+        most_s: replays take no longer than this; None leaves it to the allowance.
     """
     from whyspike import runfolder
     from whyspike.readers import read
@@ -122,7 +131,8 @@ def diagnose_recorder(
             subject, said = _trusted(subject, progress)
         seen = observe(run, subject, progress)
         seen = replace(seen, missing=(*seen.missing, *said))
-        allowance = Allowance(inf if full else recorder.training_s, len(seen.events))
+        most = inf if most_s is None else most_s
+        allowance = Allowance(inf if full else recorder.training_s, len(seen.events), most)
         if prove and subject is not None and seen.replayable:
             seen = _run_again(seen, subject, progress, allowance)
         if prove and subject is not None and seen.replayable and seen.events:
@@ -256,10 +266,12 @@ def demo(case: Case, *, healthy: bool = False, seed: int = 0, progress: Progress
 
 def _trusted(subject: Subject, progress: Progress | None) -> tuple[Subject | None, tuple[str, ...]]:
     """The subject with those windows alone in which the script's taped loss gives bitwise the record."""
-    from whyspike.tapedloss import trusted
+    from whyspike.tapedloss import TapedLoss, trusted
 
     n = len(subject.run.capsules)
     stay, reason = trusted(subject, progress)
+    assert isinstance(subject.loss_fn, TapedLoss)
+    subject.loss_fn.carried = (stay, n)
     if not stay:
         return None, (f"replays: the tape of the script's loss is not the script ({reason or 'no step was kept'})",)
     if stay < n:

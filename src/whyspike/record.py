@@ -36,7 +36,7 @@ from whyspike.hyper import Hyper, hyperparameters, without_lr
 from whyspike.keeper import Keeper
 from whyspike.loader_ids import length, loader_facts
 from whyspike.lossvalue import describe, number, number_or_later
-from whyspike.measure import Measures
+from whyspike.measure import MakeProbe, Measures
 from whyspike.passes import Batches, Evaluating
 from whyspike.recordwriter import RecordWriter
 from whyspike.rngnotes import RngNotes
@@ -136,6 +136,7 @@ class Recorder:
         self.scheduler, self.scaler = scheduler, scaler
         self.loader: Any = None  # the loader of the training, once it is iterated over
         self.facts: dict[str, object] = {}  # what else the header says of the training, if set before the first step
+        self.learned: dict[str, object] = {}  # the same, of what is known at the end alone
         self._off = os.environ.get(DISABLE, "").lower() not in ("", "0", "false")
         self._closed = False
         self._cpu_begun = process_time()
@@ -162,6 +163,7 @@ class Recorder:
         self._scale = None if self.scaler is None else ScaleWatch(self.scaler, self._writer.mark)
         self._detector: Any = None
         self._dense = False
+        self._probe_begun = False  # a closer one, after the training had
         # the step that is being built
         self._step = self._resume or 0
         self._draws: list[Draw] | tuple[()] = ()
@@ -378,12 +380,22 @@ class Recorder:
 
     def _choose_probe(self, loader: Any) -> None:
         """A probe set of more samples than a batch has, where the loader has a dataset to draw them from."""
-        pieces = probeset.of(loader, self.model)
+        pieces = probeset.of(loader, self.model) if self._measures.gathering else None
         if pieces:
             self._measures.probe_set(pieces)
             samples = sum(map(_size, pieces))
             self._dense = samples >= probeset.DENSE
             self.facts |= {"dense_probe": self._dense, "probe_samples": samples}
+
+    def begin_probe(self, make: MakeProbe) -> None:
+        """Measure the network from here on, where no `loss_fn` was given: see `Measures.begin_probe`.
+
+        On batches of the training, for a dataset that is read once more may notice it.
+        """
+        if not self._off:
+            most = min(probeset.SAMPLES, max(probeset.LEAST, 4 * max(0, self._nominal)))
+            self._measures.begin_probe(make, most if self._closely else probeset.LEAST)
+            self._probe_begun, self._look = self._closely, True  # at the batches that it is made of
 
     def _epoch_ends(self, finished: bool) -> None:
         epoch, steps = self._context[0], self._step - self._context[1]
@@ -632,6 +644,10 @@ class Recorder:
             from whyspike.detect import Detector
 
             self._detector = Detector(batch_size=self._nominal if self._nominal >= 0 else None, dense=self._dense)
+        if self._probe_begun and self._measures.probe_samples:
+            self._probe_begun = False
+            self._dense = self._detector.dense = self._measures.probe_samples >= probeset.DENSE
+            self.facts |= {"dense_probe": self._dense, "probe_samples": self._measures.probe_samples}
         first, probes = stretch.first, self._measures.probes
         n = stretch.n_samples if min(stretch.n_samples) > 0 else [n if n > 0 else None for n in stretch.n_samples]
         for k in self._detector.updates(range(first, first + len(n)), stretch.loss, n, probes):
@@ -708,6 +724,8 @@ class Recorder:
                     "accumulate": self._micro_per_step,
                     "probe": self._measures.probe_off is None,
                     "loss_fn": self.loss_fn is not None,
+                    "dense_probe": self._dense,
+                    **self.learned,
                 }
                 self._writer.mark(self._step, "facts", learned)
                 self._drain()

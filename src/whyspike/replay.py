@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -240,7 +240,8 @@ class Subject:
 
     def probe(self) -> float:
         """The mean loss on the probe set, in eval mode; nothing of the training changes."""
-        with frozen(self.model):
+        taped = self.loss_fn.nowhere() if isinstance(self.loss_fn, TapedLoss) else nullcontext()
+        with frozen(self.model), taped:
             return float(np.mean([float(self.loss_fn(self.model, b)) for b in self.probe_batches]))
 
     def lighten(self, seconds: float, least: int) -> None:
@@ -322,7 +323,8 @@ class Subject:
         """Put the model, the optimizer and every generator back as they were, bitwise."""
         before = capsule.capture(self.model, self.optimizer, scaler=self.rule.scaler)
         try:
-            yield
+            with self.loss_fn.kept() if isinstance(self.loss_fn, TapedLoss) else nullcontext():
+                yield
         finally:
             capsule.restore(before, self.model, self.optimizer, scaler=self.rule.scaler)
 
@@ -361,6 +363,12 @@ class Subject:
         """Bring the model to the state before `step`, by replaying unchanged. Call it inside `kept()`."""
         for _ in self.steps(window, BASELINE, None, stop=step):
             pass
+        self._stands(step)
+
+    def _stands(self, step: int) -> None:
+        """The next loss is that of this step."""
+        if isinstance(self.loss_fn, TapedLoss):
+            self.loss_fn.stands(step)
 
     def replay(
         self,
@@ -424,6 +432,7 @@ class Subject:
             boundary.apply_rng()
             rule = self.convention.rule(len(record.batches))
             rule = replace(rule, clip_grad_norm=record.clip, scaler=self.rule.scaler)
+            self._stands(record.step)
             try:
                 result = training_step(self.model, self.optimizer, self.loss_fn, drawn, at, intervention, rule)
             except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:

@@ -83,17 +83,14 @@ class ReplaceNamed(Intervention):
         rows: the rows of the named samples in the batches of some steps.
     """
 
+    must_act = True
+
     def __init__(self, rows: Mapping[int, Sequence[int]], draw: Draw, words: str, *, beside: bool = False) -> None:
         self.rows, self.draw, self.words, self.beside = rows, draw, words, beside
 
     def batch(self, at: StepContext, batch: Any) -> Any:
         rows = self.rows.get(at.step, ())
-        if self.beside:
-            size = batches.size(batch)
-            rows = (
-                [k % size for k in range(rows[0], rows[0] + size) if k % size not in rows][: len(rows)] if rows else ()
-            )
-        for row in rows:
+        for row in _after(rows, batches.size(batch)) if self.beside else rows:
             batch = with_row(batch, row, self.draw(1))
         return batch
 

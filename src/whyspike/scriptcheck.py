@@ -29,7 +29,7 @@ def training_of(command: Command) -> Training:
             from whyspike.scriptwatch import ScriptWatch
 
             watch = ScriptWatch(lambda n: Path(scratch) / f"run-{n}", name=command.name, stop=STEPS)
-            watch.halve = True
+            watch.taping.halve = True
             watching.append((Hooks(watch), watch))
 
         ended = run(command, on_torch=on_torch)
@@ -43,7 +43,7 @@ def training_of(command: Command) -> Training:
         raise BadTraining(f"{command.target} did not train ({how}); there is nothing to check")
     recorder = watch.watched[0].recorder
     if recorder.loss_fn is None or recorder.loader is None:
-        why = watch.untaped or "its batches do not come from a DataLoader"
+        why = watch.taping.untaped or "its batches do not come from a DataLoader"
         raise BadTraining(
             f"how {command.target} computes its loss from a batch is not known ({why}); give check a function that "
             "returns a whyspike.Training: whyspike check train.py:make_training"

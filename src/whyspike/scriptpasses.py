@@ -27,15 +27,12 @@ class ScriptPass(Pass):
         watch = self._watch
         if watch.watched[0].evaluation is not None:
             watch._training(watch.watched[0])
-        if watch._recording is not None or watch._left_over:
-            watch._cancel()
+        if watch.taping.busy:
+            watch.taping.cancel()
         batch = super().__next__()
-        if watch.halve and watch.tapes:
-            batch = watch._half(batch)
-        draws = self._recorder._draws
-        if draws and (n := draws[-1][3]) not in watch.tapes and n > 0 and not watch._off:
+        if not watch._off:
             try:
-                watch._tape(batch, n)
+                return watch.taping.drawn(batch, self._recorder)
             except Exception as error:
                 watch._fail(error)
         return batch

@@ -13,9 +13,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from whyspike.errors import WhySpikeError
 from whyspike.script import Command, Ended, run
 
 if TYPE_CHECKING:
+    from whyspike.arms import ScriptSource
+    from whyspike.launch import On
     from whyspike.output import Format
     from whyspike.record import Recorder
     from whyspike.scriptwatch import ScriptWatch
@@ -32,7 +35,9 @@ class Outcome:
     ended: Ended
     diagnoses: tuple[Diagnosis, ...] = ()
     folders: tuple[Path, ...] = ()
+    carried: tuple[tuple[int, int], ...] = ()  # of each: stretches that its tape carries bit by bit, and all of them
     seconds: float = 0.0  # that the script ran
+    processor_s: float = 0.0  # of this process meanwhile
     notes: tuple[str, ...] = ()  # in words, what a reader must know beside the diagnoses
 
 
@@ -45,6 +50,7 @@ def run_script(
     folder: Path | None = None,
     rerun: bool = False,
     budget: float | None = None,
+    on: On = "joblib",
 ) -> Outcome:
     """Run a script as python would, record it, and diagnose it when it has ended.
 
@@ -54,7 +60,8 @@ def run_script(
         closely: record at fixed strides, whatever it costs.
         folder: where the record goes; `whyspike-runs/<script>-<time>` here without it.
         rerun: also run the script again, with one thing changed: where its tape cannot be trusted, and to verify cures.
-        budget: minutes; what would take longer is not run again.
+        budget: minutes, the script's own run among them; what would take longer is not done.
+        on: what hands out the runs: joblib on this machine, or ray on a cluster.
 
     Raises:
         BadTraining: there is no such script.
@@ -81,9 +88,11 @@ def run_script(
         )
         found.append((Hooks(watching), watching))
 
-    begun = time.monotonic()
+    if rerun:
+        _first_word(place, command)
+    begun, processor = time.monotonic(), time.process_time()
     ended = run(command, on_torch=on_torch)
-    seconds = time.monotonic() - begun
+    seconds, processor_s = time.monotonic() - begun, time.process_time() - processor
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the script's own has had its time
     sys.stdout.flush()
     if not found:
@@ -93,9 +102,11 @@ def run_script(
     hooks.remove()
     from whyspike.output import Progress as Shown
 
-    asked = _Asked(command, prove and not ended.interrupted, loss, rerun, budget)
+    left = None if budget is None else max(0.0, budget * 60 - seconds)
+    asked = _Asked(command, prove and not ended.interrupted, loss, rerun, left, on)
     with Shown() as progress:
-        return replace(_concluded(asked, ended, watching, seconds, progress), seconds=seconds)
+        made = _concluded(asked, ended, watching, seconds, progress)
+        return replace(made, seconds=seconds, processor_s=processor_s)
 
 
 @dataclass(frozen=True)
@@ -106,7 +117,8 @@ class _Asked:
     prove: bool
     loss: str | None
     rerun: bool
-    budget: float | None
+    seconds: float | None  # the most to spend; None for any number
+    on: On
 
 
 def _concluded(asked: _Asked, ended: Ended, watching: ScriptWatch, seconds: float, progress: Progress) -> Outcome:
@@ -131,12 +143,16 @@ def _concluded(asked: _Asked, ended: Ended, watching: ScriptWatch, seconds: floa
         if asked.rerun and asked.prove:
             made.append(_run_again(asked, one.recorder, path, seconds, progress))
         else:
-            made.append(diagnose_recorder(one.recorder, prove=asked.prove, progress=progress))
+            made.append(diagnose_recorder(one.recorder, prove=asked.prove, most_s=asked.seconds, progress=progress))
+    undecided = any(d.answer.status in ("unexplained", "cannot-say") for d in made)
+    if asked.prove and not asked.rerun and undecided and not carried(first.recorder)[0]:
+        notes.append(f"what no replay could decide, running the script again may: whyspike prove {folder}")
     if len(recorded) > 1:
         named = ", ".join(f"{path.name}: {' + '.join(sorted(one.names)) or '?'}" for one, path in recorded)
         notes.append(f"{len(recorded)} optimizers were followed apart ({named}); --loss NAME chooses one")
     folders = tuple(path for _, path in recorded)
-    return Outcome(ended, tuple(made), folders, notes=tuple(notes))
+    tapes = tuple(carried(one.recorder) for one, _ in recorded)
+    return Outcome(ended, tuple(made), folders, tapes, notes=tuple(notes))
 
 
 def _run_again(asked: _Asked, recorder: Recorder, folder: Path, seconds: float, progress: Progress) -> Diagnosis:
@@ -145,6 +161,7 @@ def _run_again(asked: _Asked, recorder: Recorder, folder: Path, seconds: float, 
 
     from whyspike import runfolder
     from whyspike.arms import ScriptSource
+    from whyspike.output import say
     from whyspike.pipeline import diagnose_recorder, verified
     from whyspike.scriptexperiment import trials_of
 
@@ -155,20 +172,64 @@ def _run_again(asked: _Asked, recorder: Recorder, folder: Path, seconds: float, 
         store=ScriptSource.place_for(folder, asked.command),
         seconds=seconds,
         threads=torch.get_num_threads(),
+        on=asked.on,
     )
+    try:
+        source.at_once  # noqa: B018  starts Ray, where it is asked for
+    except WhySpikeError as error:
+        say(f"{error}; the script runs again on this machine instead")
+        source = replace(source, on="joblib")
+    source.remember()
+    say(_expected(source, asked.seconds))
 
     def left() -> float | None:
-        return None if asked.budget is None else asked.budget * 60 - (time.monotonic() - begun)
+        return None if asked.seconds is None else asked.seconds - (time.monotonic() - begun)
 
     made = diagnose_recorder(
         recorder,
         prove=True,
+        most_s=asked.seconds,
         again=lambda seen, suspicions: trials_of(seen, suspicions, source, seconds=left(), progress=progress),
         progress=progress,
     )
     made = verified(made, source, seconds / source.at_once, left(), progress)
     runfolder.write_diagnosis(folder, made)
     return made
+
+
+def _first_word(place: Path, command: Command) -> None:
+    """What is known of the cost before the script has run."""
+    from whyspike.arms import ScriptSource
+    from whyspike.cost import spell
+    from whyspike.output import say
+
+    known = ScriptSource.remembered(ScriptSource.place_for(place, command), command)
+    took = "" if known is None else f", about {spell(known)} as the last time"
+    say(f"expected: the script once, recorded closely{took}; what its proof may cost is said when it has ended")
+
+
+def carried(recorder: Recorder) -> tuple[int, int]:
+    """How many stretches of the run its tape carries bit by bit, and how many there are; (0, 0) before a proof."""
+    from whyspike.tapedloss import TapedLoss
+
+    return recorder.loss_fn.carried if isinstance(recorder.loss_fn, TapedLoss) else (0, 0)
+
+
+def _expected(source: ScriptSource, seconds: float | None) -> str:
+    """What the proof of a script will cost, in one sentence, before it begins."""
+    from whyspike.allowance import FREE_S, SHARE
+    from whyspike.cost import TRAININGS, spell
+    from whyspike.scriptexperiment import MOST_CAUSES
+
+    def runs(n: int) -> str:
+        return f"{n} runs of the script ({spell(-(-n // source.at_once) * source.seconds)}, {source.at_once} at a time)"
+
+    replays = spell(max(FREE_S, SHARE * source.seconds))
+    whole = (
+        f"expected: replays of about {replays} for an event, or where its tape cannot be used up to "
+        f"{runs(1 + 2 * MOST_CAUSES)}; for the cures up to {runs(TRAININGS)}"
+    )
+    return whole if seconds is None else f"{whole}; the budget leaves {spell(seconds)}"
 
 
 def _no_torch(command: Command) -> str:

@@ -19,19 +19,16 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from whyspike import batches
 from whyspike.holders import belonging_to, living, network_of
 from whyspike.hooks import Begin, Seams
 from whyspike.passes import Pass
 from whyspike.record import DISABLE, Recorder, watch
 from whyspike.script import OURS
 from whyspike.scriptpasses import Evaluated, ScriptPass
-from whyspike.tape import Recording, Tape, compiles
-from whyspike.tapedloss import TapedLoss
+from whyspike.scripttapes import ScriptTapes
 
 TORCH = os.path.dirname(torch.__file__) + os.sep
 MOST = 4  # recorders: more optimizers than that are parts of one training
-TRIES, SIZES = 6, 3  # batches whose way to the loss is recorded, and sizes of batches for which it is kept
 NAMES = 4096  # places in the code whose loss has a name
 
 
@@ -68,12 +65,13 @@ class ScriptWatch(Seams):
     ) -> None:
         self.watched: list[Watched] = []
         self.names: set[str] = set()  # of all losses that were seen
-        self.halve = False  # hand out half of a batch, once; for a run that is thrown away
+        self.taping = ScriptTapes(every=closely)
         self.enough = False  # the script was ended by `stop`
         self.updates = self.passes = self.forks = 0
         self.error: Exception | None = None
         self._folder, self._name, self._loss, self._closely = folder, name, loss, closely
         self._facts, self.stop = facts or {}, stop
+        self.taping.probed = stop is not None  # a run that is soon ended needs no live probe
         self._by_optimizer: dict[int, Watched] = {}
         self._made: list[weakref.ref[Optimizer]] = []
         self._pending: list[torch.Tensor] = []  # losses since the last update, as the script computed them
@@ -88,12 +86,6 @@ class ScriptWatch(Seams):
         self._loader: weakref.ref[Any] | None = None
         self._ours = 0  # what passes now is not the script's
         self._before = 0  # losses that waited when the update began
-        self.tapes: dict[int, Tape] = {}  # by the samples of their batch
-        self.untaped = ""  # why there is no tape of some batch
-        self._recording: Recording | None = None
-        self._batch: Any = None
-        self._tries = 0
-        self._left_over: list[Recording] = []
         self._off = os.environ.get(DISABLE, "").lower() not in ("", "0", "false")
 
     # ------------------------------------------------------------------ which trainings there are
@@ -153,7 +145,7 @@ class ScriptWatch(Seams):
         if self._ours or self._off:
             return begin(loader)
         self.passes += 1
-        self._cancel()
+        self.taping.cancel()
         try:
             evaluation = self._is_evaluation(loader)
             if not evaluation and not self.watched:
@@ -198,8 +190,8 @@ class ScriptWatch(Seams):
                     own = self._unscaled[1]
                 self._unscaled = None
             name = self._named(own, loss)
-            if self._recording is not None:
-                self._taped(own)
+            if self.taping.busy and self.watched:
+                self.taping.ended(own, self.watched[0].recorder)
             if own.numel() == 1 and (self._loss is None or name == self._loss):
                 self._pending.append(own.detach())
                 if name is not None:
@@ -279,6 +271,10 @@ class ScriptWatch(Seams):
         value = losses[0].reshape(()) if len(losses) == 1 else torch.stack([x.reshape(()) for x in losses]).sum()
         with self._own():
             one.recorder.step(value)
+            if not self.taping.probed and one is self.watched[0]:
+                make = self.taping.probe_of(one.recorder)
+                if make is not None:
+                    one.recorder.begin_probe(make)
         if self.stop is not None and one is self.watched[0] and one.recorder._step >= self.stop:
             self.enough = True
             raise SystemExit(0)
@@ -303,54 +299,6 @@ class ScriptWatch(Seams):
                 self._step(one)
             except Exception as error:
                 self._fail(error)
-
-    # ------------------------------------------------------------------ the tape
-
-    def _tape(self, batch: Any, n: int) -> None:
-        """Record how the loss comes from this batch, if that is not known of a batch of this size."""
-        if self._tries >= TRIES or len(self.tapes) >= SIZES or not self.watched[0].recorder._step or compiles():
-            return
-        self._tries += 1
-        self._recording, self._batch = Recording(batch, n), batch
-        self._recording.start()
-
-    def _half(self, batch: Any) -> Any:
-        """Half of the batch, once: what depends on its size then shows on a second tape."""
-        recorder = self.watched[0].recorder
-        with suppress(Exception):
-            n = batches.size(batch)
-            if n >= 4:
-                batch = batches.take(batch, list(range(n // 2)), n)
-                recorder._draws = [(*draw[:3], n // 2, *draw[4:]) for draw in recorder._draws]
-        self.halve = False
-        return batch
-
-    def _taped(self, loss: torch.Tensor) -> None:
-        recording, self._recording = self._recording, None
-        assert recording is not None
-        if not recording.stop():
-            self._left_over.append(recording)
-        made = recording.finish(loss, self._batch)
-        self._batch = None
-        if isinstance(made, str):
-            self.untaped = self.untaped or made
-        else:
-            self.tapes[recording.n] = made
-
-    def _cancel(self) -> None:
-        """No loss has come from the batch that is recorded."""
-        recording, self._recording, self._batch = self._recording, None, None
-        if recording is not None and not recording.stop():
-            self._left_over.append(recording)
-        self._left_over = [r for r in self._left_over if not r.stop()]
-
-    def taped_loss(self) -> TapedLoss | None:
-        """The script's loss as a function of model and batch; None where there is no tape."""
-        tapes = list(self.tapes.values())
-        micro = self.watched[0].recorder._micro_per_step if self.watched else 1
-        if tapes and micro > 1 and all(t.divided_by() == micro for t in tapes):
-            tapes = [t.undivided() for t in tapes]
-        return TapedLoss(tapes) if tapes else None
 
     # ------------------------------------------------------------------ evaluations
 
@@ -382,12 +330,14 @@ class ScriptWatch(Seams):
     def finish(self, reason: str) -> None:
         """The script has ended: close the records."""
         with suppress(Exception):
-            self._cancel()
+            self.taping.cancel()
         with self._own():
             for one in self.watched:
                 self._training(one)
                 if one is self.watched[0]:
-                    one.recorder.loss_fn = self.taped_loss()
+                    if self.taping.untaped:
+                        one.recorder.learned["untaped"] = self.taping.untaped
+                    one.recorder.loss_fn = self.taping.loss_fn(one.recorder._micro_per_step)
                 one.recorder._close(reason)
         self._pending, self._latest = [], []
 

@@ -60,6 +60,7 @@ class Intervention:
     """
 
     words: str = "as it was"
+    must_act: bool = False  # as a placebo it is refused where it leaves a replay what it was, bit by bit
     epochs: int = 1  # where whole epochs are replayed: how many with this change; the last of them is measured
 
     def begin(self, model: nn.Module, optimizer: Optimizer) -> None:

@@ -15,8 +15,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,9 +24,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode, _pop_mode_temporarily
 
 from whyspike import batches
-
-if TYPE_CHECKING:
-    pass
+from whyspike.errors import NotReplayable
 
 MOST_OPS = 4096  # between a batch and its loss; more means that no loss comes
 # Functions whose first numbers are a shape that begins with the samples; `x.view(x.size(0), -1)` is the commonest.
@@ -89,6 +87,8 @@ class Op:
     parts: list[Part] = field(default_factory=list)
     writes: int | None = None  # the slot of a tensor that is modified in place
     name: str = ""
+    generators: tuple[tuple[torch.Generator, torch.Tensor], ...] = ()  # of the script's own, as they were before
+    guard: bool | None = None  # what the script decided by
 
     def reads(self) -> set[int]:
         found: set[int] = set()
@@ -155,12 +155,13 @@ class Recording(TorchFunctionMode):
         if self._inside:
             return func(*args, **kwargs)
         context = _context()
+        own = tuple((g, g.get_state()) for g in (*args, *kwargs.values()) if type(g) is torch.Generator)
         self._inside += 1
         try:
             made = func(*args, **kwargs)
         finally:
             self._inside -= 1
-        self._note(func, args, kwargs, made, context)
+        self._note(func, args, kwargs, made, context, own)
         return made
 
     def _module(self, module: nn.Module, original: Any, args: Any, kwargs: Any) -> Any:
@@ -175,7 +176,9 @@ class Recording(TorchFunctionMode):
         self._note(module, args, kwargs, made, context)
         return made
 
-    def _note(self, call: Any, args: Any, kwargs: Any, made: Any, context: tuple[Any, ...]) -> None:
+    def _note(
+        self, call: Any, args: Any, kwargs: Any, made: Any, context: tuple[Any, ...], generators: Any = ()
+    ) -> None:
         try:
             if len(self.ops) >= MOST_OPS:
                 self.reason = f"more than {MOST_OPS} calls lie between a batch and its loss"
@@ -183,11 +186,11 @@ class Recording(TorchFunctionMode):
             name = getattr(call, "__name__", type(call).__name__)
             parts = [(path, t) for path, t in _walk(made) if isinstance(t, torch.Tensor)]
             writes = self._written(name, args, kwargs)
-            if not parts and writes is None:
+            guard = bool(made) if name == "__bool__" else None
+            if not parts and writes is None and guard is None:
                 return
-            op = Op(
-                call, self._named(tuple(args), name, top=True), self._named(dict(kwargs), ""), context, [], writes, name
-            )
+            given = self._named(tuple(args), name, top=True), self._named(dict(kwargs), "")
+            op = Op(call, *given, context, [], writes, name, generators, guard)
             for path, tensor in parts:
                 self._held.append(tensor)
                 op.parts.append(Part(path, self._slots))
@@ -264,7 +267,8 @@ def _needed(ops: Sequence[Op], root: int) -> list[Op]:
             op.writes < 0 or any(storages.get(op.writes) == storages.get(w) for w in wanted)
         )
         network = isinstance(op.call, nn.Module) and any(True for _ in op.call.parameters())
-        if made & wanted or writes or network or any(word in op.name for word in RANDOM):
+        decides = op.guard is not None and any(type(a) is Slot for a in op.args)
+        if made & wanted or writes or network or decides or any(word in op.name for word in RANDOM):
             kept.append(op)
             wanted |= op.reads()
             if op.writes is not None and op.writes >= 0:
@@ -302,6 +306,35 @@ class Tape:
     def __init__(self, ops: list[Op], root: int, n: int, modified: bool) -> None:
         self.ops, self.root, self.n, self.modified = ops, root, n, modified
         self.divisor: int | None = None
+
+    def generators(self) -> list[torch.Generator]:
+        """The script's own ones that it draws from."""
+        return [generator for op in self.ops for generator, _ in op.generators]
+
+    def modules(self) -> list[nn.Module]:
+        """Those that are called."""
+        return [op.call for op in self.ops if isinstance(op.call, nn.Module)]
+
+    def reaches_out(self) -> str | None:
+        """Why playing it might be noticed by the script; None where nothing says so."""
+        if self.modified or any(op.writes is not None and op.writes < 0 for op in self.ops):
+            return "the script writes into a tensor of its own on the way to the loss"
+        return "the script draws from a generator of its own" if self.generators() else None
+
+    def on(self, others: Mapping[int, Any]) -> Tape:
+        """The same with other objects (modules, tensors) in the place of some, by their id."""
+
+        def other(value: Any) -> Any:
+            if type(value) in (tuple, list):
+                return type(value)(other(v) for v in value)
+            if type(value) is dict:
+                return {k: other(v) for k, v in value.items()}
+            return others.get(id(value), value)
+
+        ops = [replace(o, call=other(o.call), args=other(o.args), kwargs=other(o.kwargs)) for o in self.ops]
+        made = Tape(ops, self.root, self.n, self.modified)
+        made.divisor = self.divisor
+        return made
 
     def names_its_size(self) -> bool:
         """Whether a number that the script computed with is just that of the samples, so that it may mean it."""
@@ -350,7 +383,13 @@ class Tape:
         for context, ops in _grouped(self.ops):
             with _restored(context):
                 for op in ops:
+                    for generator, state in op.generators:
+                        generator.set_state(state)
                     made = op.call(*real(op.args), **real(op.kwargs))
+                    if op.guard is not None and bool(made) is not op.guard:
+                        raise NotReplayable(
+                            "the script decides by a number on its way to the loss, and would go another"
+                        )
                     for part in op.parts:
                         slots[part.slot] = _follow(made, part.path)
         return slots[self.root]

@@ -7,7 +7,8 @@ stretches in which an unchanged replay is bitwise the record.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -29,21 +30,55 @@ class TapedLoss:
     A tape is recorded of the first batch and of the first of another number of samples. Numbers that follow the number
     of samples from one to the other (`loss / len(x)`) are read as such, and then one tape fits any batch. Where the
     batches have one size alone and a number on the tape is just that size, nobody knows what it would be in another.
+
+    Args:
+        tapes: of batches of different sizes, the first one of the size that is usual.
+        steps: of single steps, one for each micro-batch, where they were recorded. They hold the numbers that the
+            script computed in that very step, and are used where a replay stands (`stands`).
     """
 
     __name__ = "the script's loss"
 
-    def __init__(self, tapes: Sequence[Tape]) -> None:
-        self.tapes = list(tapes)
+    def __init__(self, tapes: Sequence[Tape], steps: Mapping[int, Sequence[Tape]] | None = None) -> None:
+        self.tapes, self.steps = list(tapes), dict(steps or {})
+        self.carried: tuple[int, int] = (0, 0)  # stretches of the run that it carries, and all of them; see `trusted`
         whole = self.tapes[0]
         for other in self.tapes[1:]:
             whole = None if whole is None else merged(whole, other)
         alone = len(self.tapes) == 1 and self.tapes[0].names_its_size()
         self._any: Tape | None = None if alone else whole
+        self._own: list[Tape] = []  # of the step where the replay stands
+        self._calls = 0
+
+    def stands(self, step: int | None) -> None:
+        """A replay stands before this step; None: nowhere, the tapes by size are used."""
+        self._own, self._calls = list(self.steps.get(step, ())) if step is not None else [], 0
+
+    @contextmanager
+    def nowhere(self) -> Iterator[None]:
+        """As one function throughout, whatever step a replay stands at: for the probe."""
+        before = self._own, self._calls
+        self._own = []
+        try:
+            yield
+        finally:
+            self._own, self._calls = before
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Put the generators of the script's own, and where the replay stands, back as they were."""
+        own = {id(g): g for t in (*self.tapes, *(t for o in self.steps.values() for t in o)) for g in t.generators()}
+        states = [(g, g.get_state()) for g in own.values()]
+        try:
+            yield
+        finally:
+            self.stands(None)
+            for generator, state in states:
+                generator.set_state(state)
 
     def __call__(self, model: nn.Module, batch: Any) -> torch.Tensor:
         n = batches.size(batch)
-        chosen = next((t for t in self.tapes if t.n == n), self._any)
+        chosen = self._chosen(n)
         if chosen is None:
             raise NotReplayable(
                 f"on the tape is a number that may be the size of the batches, {self.tapes[0].n}; what the loss of "
@@ -54,19 +89,37 @@ class TapedLoss:
         except (KeyError, IndexError, AttributeError, TypeError) as error:
             raise NotReplayable(f"what the script does with a batch does not fit this one ({error})") from error
 
+    def _chosen(self, n: int) -> Tape | None:
+        if not self._own:
+            return next((t for t in self.tapes if t.n == n), self._any)
+        own = self._own[min(self._calls, len(self._own) - 1)]
+        self._calls += 1
+        if own.n == n or not own.names_its_size():
+            return own
+        others = (merged(own, other, lenient=True) for other in self.tapes if other.n != own.n)
+        return next((tape for tape in others if tape is not None), None)
+
     @property
     def divisor(self) -> int | None:
         """By what the script divides the loss of a micro-batch before it calls backward; None where it does not."""
         return self.tapes[0].divisor
 
 
-def merged(a: Tape, b: Tape) -> Tape | None:
-    """Two tapes of batches of other sizes as one for any size; None where they differ in anything else."""
+def merged(a: Tape, b: Tape, *, lenient: bool = False) -> Tape | None:
+    """Two tapes of batches of other sizes as one for any size; None where they differ in anything else.
+
+    Args:
+        lenient: they are of other steps, too: a value that does not follow the size is that of `a`.
+    """
     if [op.name for op in a.ops] != [op.name for op in b.ops] or a.root != b.root:
         return None
     try:
         ops = [
-            replace(one, args=_merge(one.args, other.args, a.n, b.n), kwargs=_merge(one.kwargs, other.kwargs, a.n, b.n))
+            replace(
+                one,
+                args=_merge(one.args, other.args, a.n, b.n, lenient),
+                kwargs=_merge(one.kwargs, other.kwargs, a.n, b.n, lenient),
+            )
             for one, other in zip(a.ops, b.ops, strict=True)
         ]
     except (ValueError, KeyError):
@@ -76,7 +129,7 @@ def merged(a: Tape, b: Tape) -> Tape | None:
     return made
 
 
-def _merge(x: Any, y: Any, n: int, m: int) -> Any:
+def _merge(x: Any, y: Any, n: int, m: int, lenient: bool) -> Any:
     number = (int, float, Samples)
     if type(x) in number and type(y) in number:
         ours = x.times * n if isinstance(x, Samples) else x
@@ -85,16 +138,22 @@ def _merge(x: Any, y: Any, n: int, m: int) -> Any:
             return ours
         if ours * m == theirs * n and ours % n == 0:
             return Samples(int(ours // n))
-        raise ValueError("a number that does not follow the size")
+        return _first_of(x, lenient, "a number that does not follow the size")
     if type(x) is not type(y):
-        raise ValueError("another kind of value")
+        return _first_of(x, lenient, "another kind of value")
     if type(x) in (tuple, list):
-        return type(x)(_merge(p, q, n, m) for p, q in zip(x, y, strict=True))
+        return type(x)(_merge(p, q, n, m, lenient) for p, q in zip(x, y, strict=True))
     if type(x) is dict:
-        return {k: _merge(x[k], y[k], n, m) for k in x | y}
+        return {k: _merge(x[k], y[k], n, m, lenient) for k in x | y}
     if isinstance(x, torch.Tensor) or x is y or x == y:
         return x
-    raise ValueError("another value")
+    return _first_of(x, lenient, "another value")
+
+
+def _first_of(x: Any, lenient: bool, words: str) -> Any:
+    if not lenient:
+        raise ValueError(words)
+    return x
 
 
 # --------------------------------------------------------------------------- trust

@@ -275,4 +275,4 @@ def described(run: Run) -> str:
     """One line on what was read and how it was taken."""
     said = run.facts.get("reader_says")
     parts = [f"{k.replace('_', ' ')}: {v}" for k, v in said.items()] if isinstance(said, dict) else []
-    return f"{count(len(run))} values read as {run.reader}; {'; '.join(parts)}"
+    return f"{plain(run.source)}: {count(len(run))} values read as {run.reader}; {'; '.join(parts)}"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import io
 import os
+import re
 import sys
 import zlib
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 from whyspike.errors import UnreadableRun
@@ -15,8 +18,7 @@ from whyspike.types import Note
 
 HEAD = 65_536  # bytes that a reader looks at to tell whether the format is its own
 BINARY = 0.02  # of control characters in the head: a text has tabs, line ends and colours, and none of the others
-
-
+LINE_END = re.compile(r"\r\n|\r|\n")
 PER_BYTE = 12  # bytes of memory that a byte of a table needs (benchmarks/large_logs.py: 450 MB for 26)
 
 
@@ -86,7 +88,7 @@ class Source:
         raw = self._content if self._content is not None else self._whole()
         if raw.startswith(b"\x1f\x8b"):
             try:
-                return gzip.decompress(raw)
+                return self._unpacked(raw)
             except (OSError, EOFError, zlib.error) as error:
                 raise UnreadableRun(
                     f"{self.name} is gzipped and damaged ({error}); unpack what is left of it"
@@ -94,14 +96,29 @@ class Source:
         return raw
 
     def _whole(self) -> bytes:
-        size, memory = self.path.stat().st_size, _memory()
-        if memory and size * PER_BYTE > memory:
-            raise UnreadableRun(
-                f"{self.name} has {size / 1e9:,.1f} GB, and this machine {memory / 1e9:,.1f} GB of memory; about "
-                f"{PER_BYTE} times the file are needed. Thin it first, e.g. awk 'NR == 1 || NR % 100 == 0' "
-                f"{self.path.name} > thin{self.path.suffix}"
-            )
+        size, most = self.path.stat().st_size, _memory() // PER_BYTE
+        if most and size > most:
+            raise self._too_large(f"has {size / 1e9:,.1f} GB")
         return self.path.read_bytes()
+
+    def _unpacked(self, raw: bytes) -> bytes:
+        most = _memory() // PER_BYTE
+        with gzip.GzipFile(fileobj=io.BytesIO(raw)) as file:
+            made = file.read(most or -1)
+            if most and file.read(1):
+                raise self._too_large(f"has more than {most / 1e9:,.1f} GB when it is unpacked")
+        return made
+
+    def _too_large(self, has: str) -> UnreadableRun:
+        name, packed = self.path.name, self.path.suffix == ".gz"
+        of, to = (f"zcat {name} | ", Path(self.path.stem).suffix) if packed else ("", self.path.suffix)
+        thin = "Write every 100th step of its loss into a CSV file, and give that"
+        if self.is_text:
+            thin = f"Thin it first, e.g. {of}awk 'NR == 1 || NR % 100 == 0'{'' if packed else f' {name}'} > thin{to}"
+        return UnreadableRun(
+            f"{self.name} {has}, and this machine {_memory() / 1e9:,.1f} GB of memory; about {PER_BYTE} times the file "
+            f"are needed. {thin}"
+        )
 
     @cached_property
     def is_text(self) -> bool:
@@ -130,7 +147,12 @@ class Source:
     @cached_property
     def lines(self) -> Sequence[str]:
         """The lines of the text. A progress bar that was drawn over itself gives one line for each drawing."""
-        return self.text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        return _lines(self.text)
+
+    def beginning(self, n: int) -> Sequence[str]:
+        """The first `n` of the lines, without making all of them."""
+        end = next(islice(LINE_END.finditer(self.text), n - 1, None), None)
+        return _lines(self.text if end is None else self.text[: end.start()])
 
     @cached_property
     def notes(self) -> tuple[Note, ...]:
@@ -156,6 +178,10 @@ class Source:
                 )
             )
         return tuple(made)
+
+
+def _lines(text: str) -> list[str]:
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
 def _decoded(raw: bytes) -> str:

@@ -58,8 +58,13 @@ def read(path: Path) -> Run:
     return read_all(Source(path))[-1]
 
 
-def read_all(source: Source, asked: Asked | None = None) -> tuple[Run, ...]:
+def read_all(
+    source: Source, asked: Asked | None = None, left_out: list[UnreadableRun] | None = None
+) -> tuple[Run, ...]:
     """Read the runs of a source, whatever its format.
+
+    Args:
+        left_out: gets what is said of logs in a folder that could not be read, beside others that could.
 
     Raises:
         UnreadableRun: nothing is there, no reader knows what is there, or it holds no curve.
@@ -72,10 +77,11 @@ def read_all(source: Source, asked: Asked | None = None) -> tuple[Run, ...]:
     reader = _surest(source)
     if reader is not None:
         return _read(reader, source, asked or Asked())
-    found = _inside(source, asked or Asked()) if source.is_folder else ()
+    left_out = [] if left_out is None else left_out
+    found = _inside(source, asked or Asked(), left_out) if source.is_folder else ()
     if found:
         return found
-    raise UnreadableRun(_unknown(source))
+    raise left_out[0] if left_out else UnreadableRun(_unknown(source))
 
 
 def _read(reader: Reader, source: Source, asked: Asked) -> tuple[Run, ...]:
@@ -89,21 +95,21 @@ def _surest(source: Source, least: float = 0.0) -> Reader | None:
     return readers()[-best] if sure > least else None
 
 
-def _inside(source: Source, asked: Asked, depth: int = DEPTH) -> tuple[Run, ...]:
+def _inside(source: Source, asked: Asked, left_out: list[UnreadableRun], depth: int = DEPTH) -> tuple[Run, ...]:
     """The runs of everything in a folder that a reader is sure of, in the order of their names."""
     made: list[Run] = []
     for path in sorted(source.path.iterdir()):
         if path.name.startswith(".") or path.is_symlink():  # W&B links to its latest run
             continue
         part = Source(path)
-        reader = _surest(part, SURE)
-        if reader is not None:
-            try:
+        try:
+            reader = _surest(part, SURE)
+            if reader is not None:
                 made += _read(reader, part, asked)
-            except UnreadableRun:
-                continue  # a table of something else lies beside the logs
-        elif part.is_folder and depth > 1:
-            made += _inside(part, asked, depth - 1)
+            elif part.is_folder and depth > 1:
+                made += _inside(part, asked, left_out, depth - 1)
+        except UnreadableRun as error:  # it is damaged, or a table of something else that lies beside the logs
+            left_out.append(error)
     return tuple(made)
 
 

@@ -20,7 +20,7 @@ STEADY = ("cycle_A", "G_L1", "cycle_B", "L1", "G_GAN", "G_A", "G")
 
 
 def sniff(source: Source) -> float:
-    return 0.95 if many(source, LINE) else 0.0
+    return 0.95 if many(source, LINE, "(epoch: ") else 0.0
 
 
 def read(source: Source, asked: Asked) -> tuple[Run, ...]:

@@ -14,7 +14,7 @@ LINE = re.compile(r"iter: (\d+) +total_loss: ")
 
 
 def sniff(source: Source) -> float:
-    return 0.9 if many(source, LINE) else 0.0
+    return 0.9 if many(source, LINE, "total_loss: ") else 0.0
 
 
 def read(source: Source, asked: Asked) -> tuple[Run, ...]:

@@ -23,7 +23,7 @@ BAR = re.compile(r"(\d+)/(\d+) \[\d+:\d+[^\]]*\]\s*$")
 
 
 def sniff(source: Source) -> float:
-    return 0.85 if many(source, LOSS) else 0.0
+    return 0.85 if many(source, LOSS, "loss'") else 0.0
 
 
 def read(source: Source, asked: Asked) -> tuple[Run, ...]:
@@ -45,5 +45,5 @@ def read(source: Source, asked: Asked) -> tuple[Run, ...]:
     at = [row["printed at"] for row in rows if "loss" in row and "printed at" in row]
     rising = len(at) > 2 and all(b > a for a, b in itertools.pairwise(at))
     roles = {"step": "printed at"} if rising else {}
-    made = table(rows, source, roles=roles, averaged=averaged if many(source, TRAINER) else None)
+    made = table(rows, source, roles=roles, averaged=averaged if many(source, TRAINER, "{'loss': ") else None)
     return runs([made], source=source.name, reader=NAME, asked=asked)

@@ -18,7 +18,7 @@ SIMPLE = re.compile(r"\| train_inner \| .*?num_updates[=:]")
 
 
 def sniff(source: Source) -> float:
-    return 0.95 if many(source, RECORD) or many(source, SIMPLE) else 0.0
+    return 0.95 if many(source, RECORD, "| train_inner |") or many(source, SIMPLE, "| train_inner |") else 0.0
 
 
 def read(source: Source, asked: Asked) -> tuple[Run, ...]:

@@ -16,11 +16,12 @@ PRINTED = re.compile(
 )
 LOGGED = re.compile(rf"^s:(\d+) (trl|tel|eval):({NUMBER})(?: lr:({NUMBER}))?(?: norm:({NUMBER}))?", re.MULTILINE)
 MODDED = re.compile(rf"^step:(\d+)/\d+ (train|val)_loss:({NUMBER})", re.MULTILINE)
+FORMS = {PRINTED: "loss ", LOGGED: "s:", MODDED: "_loss:"}  # and what each of their lines holds
 NAMES = {"trl": "train loss", "tel": "val loss", "eval": "eval", "train": "train loss", "val": "val loss"}
 
 
 def sniff(source: Source) -> float:
-    return 0.95 if any(many(source, form) for form in (PRINTED, LOGGED, MODDED)) else 0.0
+    return 0.95 if any(many(source, form, holds) for form, holds in FORMS.items()) else 0.0
 
 
 def read(source: Source, asked: Asked) -> tuple[Run, ...]:

@@ -22,21 +22,22 @@ ITER = re.compile(r"Iter(?:\(train\))?\s*\[\s*(\d+)/\d+\]\s*(.*)")
 NEWER = re.compile(r"(?:Epoch|Iter)\(train\)")
 OLDER = re.compile(r'^\{"mode": ', re.MULTILINE)
 RECORD = re.compile(r'^\{"mode": "train".*"iter": |^\{.*"data_time".*"loss": .*"iter": ', re.MULTILINE)
+FORMS = {EPOCH: "Epoch", ITER: "Iter", RECORD: '"iter": '}  # and what each of their lines holds
 
 
 def sniff(source: Source) -> float:
     if source.is_folder:  # of a run of MMEngine, which writes its values three times
         return 1.0 if (source.path / SCALARS).is_file() else 0.0
-    return 0.9 if any(many(source, form) for form in (EPOCH, ITER, RECORD)) else 0.0
+    return 0.9 if any(many(source, form, holds) for form, holds in FORMS.items()) else 0.0
 
 
 def read(source: Source, asked: Asked) -> tuple[Run, ...]:
     if source.is_folder:
         source = Source(source.path / SCALARS)
-    if many(source, RECORD):
+    if many(source, RECORD, FORMS[RECORD]):
         return runs([_of_records(source)], source=source.name, reader=NAME, asked=asked)
     rows: list[dict[str, float]] = []
-    every, newer = 0.0, many(source, NEWER)
+    every, newer = 0.0, many(source, NEWER, "(train)")
     for line in source.lines:
         if (match := EPOCH.search(line)) is not None:
             epoch, inside, length = (float(match[k]) for k in (1, 2, 3))
@@ -71,5 +72,5 @@ def _of_records(source: Source) -> Table:
     every = rows[0].get("iter", 0.0) if rows else 0.0
     return table(
         rows, source, roles={"step": "iter", "loss": "loss", "epoch": "epoch"}, zero=1,
-        averaged=_averaged(every, newer=not many(source, OLDER)),
+        averaged=_averaged(every, newer=not many(source, OLDER, '{"mode": ')),
     )  # fmt: skip

@@ -19,7 +19,7 @@ EVALUATION = re.compile(rf"^step (\d+): train loss ({NUMBER}), val loss ({NUMBER
 
 
 def sniff(source: Source) -> float:
-    return 0.95 if many(source, ITERATION) or many(source, EVALUATION) else 0.0
+    return 0.95 if many(source, ITERATION, ": loss ") or many(source, EVALUATION, ": train loss ") else 0.0
 
 
 def read(source: Source, asked: Asked) -> tuple[Run, ...]:

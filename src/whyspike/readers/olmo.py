@@ -12,11 +12,12 @@ from whyspike.types import Run
 
 NAME = "olmo"
 STEP = re.compile(r"\[(?:eval_)?step=([\d,]+)(?:/[\d,]+)?")
+LOSS = re.compile(r"^\s+train/CrossEntropyLoss=", re.MULTILINE)
 VALUE = re.compile(r"^\s+([\w./\- ]+)=([-+\w.,]+)\s*$")
 
 
 def sniff(source: Source) -> float:
-    return 0.9 if many(source, STEP) and many(source, re.compile(r"^\s+train/CrossEntropyLoss=", re.MULTILINE)) else 0.0
+    return 0.9 if many(source, STEP, "step=") and many(source, LOSS, "train/CrossEntropyLoss=") else 0.0
 
 
 def read(source: Source, asked: Asked) -> tuple[Run, ...]:

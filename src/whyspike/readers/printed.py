@@ -34,7 +34,7 @@ def sniff(source: Source) -> float:
         return 0.3
     if source.is_folder or not source.is_text:
         return 0.0
-    return 0.2 if sum(_row(line) is not None for line in source.lines[:20_000]) >= LEAST else 0.0
+    return 0.2 if sum(_row(line) is not None for line in source.beginning(20_000)) >= LEAST else 0.0
 
 
 def read(source: Source, asked: Asked) -> tuple[Run, ...]:
@@ -51,7 +51,7 @@ def read(source: Source, asked: Asked) -> tuple[Run, ...]:
         else:
             rows.append({"epoch": epoch, **row})
     made = table(
-        rows, source, averaged=KERAS_MEANS if any(KERAS.search(line) for line in source.lines[:2000]) else None
+        rows, source, averaged=KERAS_MEANS if any(KERAS.search(line) for line in source.beginning(2000)) else None
     )
     return runs([made], source=source.name, reader=NAME, asked=asked)
 

@@ -49,7 +49,7 @@ def read(source: Source, asked: Asked) -> tuple[Run, ...]:
     metrics: dict[str, list[tuple[float, float]]] = {}
     notes: list[Note] = []
     for path in paths:
-        whole = _read_events(path.read_bytes() if source.is_folder else source.content, metrics)
+        whole = _read_events(Source(path).content if source.is_folder else source.content, metrics)
         if not whole:
             notes.append(
                 Note(id="truncated-tail", text=f"{path.name} ends within a record; what was before it is here")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from whyspike.types import Diagnosis
@@ -25,8 +25,28 @@ def render(diagnosis: Diagnosis, format: str = "full") -> str:
     Raises:
         WhySpikeError: there is no such format.
     """
+    return _module(format).render(diagnosis).rstrip("\n")
+
+
+def render_many(diagnoses: Sequence[Diagnosis], format: str = "full", compared: Mapping[str, Any] | None = None) -> str:
+    """The diagnoses of several runs as one text of that format, and how they compare, without a trailing newline.
+
+    Raises:
+        WhySpikeError: there is no such format, or it is that of a page, which shows one run.
+    """
+    if format == "html":
+        from whyspike.errors import WhySpikeError
+
+        raise WhySpikeError(
+            f"{len(diagnoses)} runs were read, and a page of html shows one; name one of them, or choose full, "
+            "concise, json, markdown or github"
+        )
+    return _module(format).render_many(diagnoses, compared).rstrip("\n")
+
+
+def _module(format: str) -> Any:
     if format not in FORMATS:
         from whyspike.errors import WhySpikeError
 
         raise WhySpikeError(f"there is no format {format!r}; choose one of {', '.join(FORMATS)}")
-    return importlib.import_module(FORMATS[format]).render(diagnosis).rstrip("\n")
+    return importlib.import_module(FORMATS[format])

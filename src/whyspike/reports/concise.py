@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+from whyspike.reports import _several
 from whyspike.reports import _words as words
 
 if TYPE_CHECKING:
@@ -16,6 +18,13 @@ def render(diagnosis: Diagnosis) -> str:
     lines = [f"{words.level(diagnosis)}: {words.headline(diagnosis)} ({_facts(diagnosis)})"]
     lines += [f"{words.label(v)}: {words.headline_of(v)}" for v in diagnosis.verdicts if v is not answer]
     return "\n".join(" ".join(line.split()) for line in lines)
+
+
+def render_many(diagnoses: Sequence[Diagnosis], compared: Mapping[str, Any] | None = None) -> str:
+    """The lines of several runs, each behind the name of its run."""
+    named = zip(_several.names(diagnoses), diagnoses, strict=True)
+    lines = [f"{name}: {line}" for name, d in named for line in render(d).splitlines()]
+    return "\n".join([*lines, *([f"comparison: {compared['sentence']}"] if compared else [])])
 
 
 def _facts(diagnosis: Diagnosis) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from whyspike import form
+from whyspike.reports import _several
 from whyspike.reports import _words as words
 
 if TYPE_CHECKING:
@@ -16,6 +17,16 @@ if TYPE_CHECKING:
 def render(diagnosis: Diagnosis) -> str:
     """The whole diagnosis, in the order of the terminal."""
     return "\n".join(_report(diagnosis)).strip() + "\n"
+
+
+def render_many(diagnoses: Sequence[Diagnosis], compared: Mapping[str, Any] | None = None) -> str:
+    """A table of the runs, then each of them under its name, then how they compare."""
+    names = _several.names(diagnoses)
+    rows = ((name, _several.steps(d), _several.first_words(d)) for name, d in zip(names, diagnoses, strict=True))
+    parts = [f"{_several.counted(diagnoses)}\n", *_table(("run", "steps", "answer"), rows)]
+    for name, diagnosis in zip(names, diagnoses, strict=True):
+        parts += [f"## {_text(name)}\n", render(diagnosis)]
+    return "\n".join([*parts, *([f"**Comparison**: {_text(compared['sentence'])}"] if compared else [])])
 
 
 def _report(diagnosis: Diagnosis) -> Iterator[str]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import io
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.measure import Measurement
@@ -21,12 +21,14 @@ from rich.table import Table
 from rich.text import Text
 
 from whyspike import form
+from whyspike.reports import _several
 from whyspike.reports import _words as words
 
 if TYPE_CHECKING:
     from whyspike.types import Diagnosis, Verdict
 
 WIDTH = 100  # of text that goes into a file
+LEAST = 40  # columns of a list that are there for words, however long the names are
 WIDEST = 110  # lines of a message are not stretched over a wide terminal
 BAR = 16  # characters of the longest arm
 
@@ -51,6 +53,28 @@ def render(diagnosis: Diagnosis, *, color: bool = False, width: int | None = Non
         color: with ANSI colours; the text is the same with and without them.
         width: columns to use, 100 when not given.
     """
+    return _text(_report(diagnosis), color, width)
+
+
+def render_many(
+    diagnoses: Sequence[Diagnosis],
+    compared: Mapping[str, Any] | None = None,
+    *,
+    color: bool = False,
+    width: int | None = None,
+) -> str:
+    """Several diagnoses as text: a list of the runs first, then each under its name, then how they compare."""
+    parts = [_text(_list(diagnoses, width or WIDTH), color, width)]
+    for name, diagnosis in zip(_several.names(diagnoses), diagnoses, strict=True):
+        parts.append(
+            f"{_text([Text(f'== {name} ==', 'bold')], color, width)}\n{render(diagnosis, color=color, width=width)}"
+        )
+    if compared is not None:
+        parts.append(_text([_line("comparison", None, compared["sentence"])], color, width))
+    return "\n\n".join(parts)
+
+
+def _text(parts: Iterable[RenderableType], color: bool, width: int | None) -> str:
     console = Console(
         file=io.StringIO(),
         width=width or WIDTH,
@@ -62,22 +86,37 @@ def render(diagnosis: Diagnosis, *, color: bool = False, width: int | None = Non
         emoji=False,
         legacy_windows=False,
     )
-    console.print(Group(*_report(diagnosis)))
+    console.print(Group(*parts))
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     return "\n".join(line.rstrip() for line in lines).rstrip("\n")
 
 
 def show(diagnosis: Diagnosis, file: TextIO | None = None, format: Literal["full", "concise"] = "full") -> None:
     """Print the diagnosis: in colour on a terminal that has them (`NO_COLOR` is honoured), else as plain text."""
+    show_many((diagnosis,), None, file, format)
+
+
+def show_many(
+    diagnoses: Sequence[Diagnosis],
+    compared: Mapping[str, Any] | None,
+    file: TextIO | None = None,
+    format: Literal["full", "concise"] = "full",
+) -> None:
+    """Print several diagnoses in the same way, and how they compare."""
     stream: TextIO = sys.stdout if file is None else file
     seen = Console(file=stream)
     color = seen.is_terminal and not seen.no_color and seen.color_system is not None
     if format == "concise":
         from whyspike.reports import concise
 
-        text = concise.render(diagnosis)
+        text = concise.render(diagnoses[0]) if len(diagnoses) == 1 else concise.render_many(diagnoses, compared)
     else:
-        text = render(diagnosis, color=color, width=min(seen.width, WIDEST) if seen.is_terminal else None)
+        width = min(seen.width, WIDEST) if seen.is_terminal else None
+        text = (
+            render(diagnoses[0], color=color, width=width)
+            if len(diagnoses) == 1
+            else render_many(diagnoses, compared, color=color, width=width)
+        )
     encoding = getattr(stream, "encoding", None) or "utf-8"
     stream.write(text.encode(encoding, errors="replace").decode(encoding) + "\n")
 
@@ -115,6 +154,19 @@ def _report(diagnosis: Diagnosis) -> Iterator[RenderableType]:
         yield _line("note", note.id, form.plain(note.text))
     if parts.answer is not None and words.title(parts.answer.cause):
         yield _line("note", None, f"`whyspike explain {parts.answer.cause}` tells the whole story")
+
+
+def _list(diagnoses: Sequence[Diagnosis], width: int) -> Iterator[RenderableType]:
+    """One line about each of several runs: its name, its steps, and what its diagnosis begins with."""
+    yield Text(_several.counted(diagnoses), "bold")
+    names, steps = _several.names(diagnoses), [_several.steps(d) for d in diagnoses]
+    wide, long = max(map(len, names)), max(map(len, steps))
+    for name, n, diagnosis in zip(names, steps, diagnoses, strict=True):
+        line = Text.assemble(
+            "  ", f"{name:<{wide}}", "  ", (f"{n:>{long}}", QUIET), "  ", _several.first_words(diagnosis)
+        )
+        line.truncate(max(width, wide + long + LEAST), overflow="ellipsis")
+        yield line
 
 
 def _where(diagnosis: Diagnosis) -> Iterator[RenderableType]:
