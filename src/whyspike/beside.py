@@ -18,7 +18,8 @@ from whyspike.types import Event, Evidence
 if TYPE_CHECKING:
     from whyspike.profile import Profile
 
-SHOWN = 4  # steps that are named
+SHOWN = 4  # steps that are named in a sentence
+LISTED = 12  # in the evidence
 
 
 def evidence(seen: Observation, events: Collection[str]) -> tuple[Evidence, ...]:
@@ -39,9 +40,8 @@ def evidence(seen: Observation, events: Collection[str]) -> tuple[Evidence, ...]
         if p.event in events and p.batch_step is not None and p.kind not in ("one batch", "one sample")
     )
     if shared:
-        steps = ", ".join(map(str, shared[:SHOWN])) + (
-            f" and {len(shared) - SHOWN} more" if len(shared) > SHOWN else ""
-        )
+        more = f" and {len(shared) - LISTED} more" if len(shared) > LISTED else ""
+        steps = f"{', '.join(map(str, shared[:LISTED]))}{more}"
         made.append(
             Evidence(
                 statement="batches without which 80 % of a spike is gone, and without another one half of it, too",

@@ -70,12 +70,20 @@ def _on_ray(jobs: Sequence[Job], threads: int | None) -> Iterator[tuple[int, dic
 
 
 def _ray() -> Any:
-    """Ray, started on this machine, or connected to the cluster that RAY_ADDRESS names. It ends with the process."""
+    """Ray, started on this machine, or connected to the cluster that RAY_ADDRESS names. It ends with the process.
+
+    Raises:
+        WhySpikeError: it could not be started.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry
     import ray  # type: ignore[import-not-found]
 
     if not ray.is_initialized():
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
+        try:
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
+        except Exception as error:
+            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise WhySpikeError(f"Ray could not be started ({said})") from error
     return ray
 
 

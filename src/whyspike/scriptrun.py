@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from whyspike.errors import WhySpikeError
 from whyspike.script import Command, Ended, run
 
 if TYPE_CHECKING:
@@ -173,6 +174,11 @@ def _run_again(asked: _Asked, recorder: Recorder, folder: Path, seconds: float, 
         threads=torch.get_num_threads(),
         on=asked.on,
     )
+    try:
+        source.at_once  # noqa: B018  starts Ray, where it is asked for
+    except WhySpikeError as error:
+        say(f"{error}; the script runs again on this machine instead")
+        source = replace(source, on="joblib")
     source.remember()
     say(_expected(source, asked.seconds))
 
