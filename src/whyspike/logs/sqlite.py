@@ -25,7 +25,7 @@ def select(source: Source, query: str) -> tuple[list[tuple[Any, ...]], list[Note
         with closing(_opened(source)) as database:
             database.text_factory = lambda raw: raw.decode("utf-8", "replace")
             rows.extend(database.execute(query))
-    except (sqlite3.Error, OverflowError) as error:
+    except (sqlite3.Error, OverflowError, UnicodeDecodeError) as error:
         if not rows:
             raise UnreadableRun(
                 f"{source.name} is a database that cannot be read ({error}); a copy made while nothing writes to it is "

@@ -11,7 +11,7 @@ from whyspike.logs.table import number
 from whyspike.types import Run
 
 NAME = "olmo"
-STEP = re.compile(r"\[(?:eval_)?step=([\d,]+)(?:/[\d,]+)?")
+STEP = re.compile(r"\[(?:eval_)?step=(\d[\d,]*)(?:/[\d,]+)?")
 LOSS = re.compile(r"^\s+train/CrossEntropyLoss=", re.MULTILINE)
 VALUE = re.compile(r"^\s+([\w./\- ]+)=([-+\w.,]+)\s*$")
 
