@@ -68,10 +68,13 @@ def main() -> None:
     torch.set_num_threads(1)
     names = [n for n in CASES if chosen.only in (None, n)]
     found = {n: kept("proof_cost", f"{n}, {CASES[n]:g} times as wide", lambda: measured(n, CASES[n])) for n in names}  # noqa: B023
-    ratios = [m["proven"] / m["trained"] for m in found.values()]
+    ratios = [m["proven"] / m["trained"] / max(1, m["events"]) for m in found.values()]
+    seconds = [m["proven"] / max(1, m["events"]) for m in found.values()]
+    within = sum(r <= SHARE or s <= FREE_S for r, s in zip(ratios, seconds, strict=True))
     rows = [
         f"| {n} | {m['parameters']:,} | {m['steps']:,} | {m['trained']:.0f} s | {m['proven']:.0f} s | "
-        f"{m['proven'] / m['trained']:.2f} | {m['events']} | {m['answer']} |"
+        f"{m['events']} | {m['proven'] / max(1, m['events']):.0f} s | "
+        f"{m['proven'] / m['trained'] / max(1, m['events']):.2f} | {m['answer']} |"
         for n, m in found.items()
     ]
     page = [
@@ -79,12 +82,13 @@ def main() -> None:
         "",
         "`python benchmarks/proof_cost.py`",
         "",
-        f"Processor time of a training as it is recorded, and of its diagnosis with proof. A proof may take {SHARE:g} of the "
-        f"training, and {FREE_S:g} s in any case: what decides a verdict comes first, what only describes is left out first. "
-        f"Median here: {np.median(ratios):.2f} (asked: {SHARE:g}).",
+        f"Processor time of a training as it is recorded, and of its diagnosis with proof. The proof of an event may take "
+        f"{SHARE:g} of the training, and {FREE_S:g} s in any case: what decides a verdict comes first, what only describes is "
+        f"left out first. For an event, median: {np.median(ratios):.2f} of the training (asked: {SHARE:g}); within the share or "
+        f"the {FREE_S:g} s: {within} of {len(found)}.",
         "",
-        "| training | parameters | steps | training | proof | share | events | answer |",
-        "|---|---|---|---|---|---|---|---|",
+        "| training | parameters | steps | training | proof | events | of an event | share of the training | answer |",
+        "|---|---|---|---|---|---|---|---|---|",
         *rows,
         "",
         "Left out for want of time:",
