@@ -373,6 +373,7 @@ def test_mmengine(home: Path, by_epoch: bool) -> None:
     runner = Runner(
         model=Net(),
         work_dir=str(home / "work"),
+        experiment_name=f"by_epoch_{by_epoch}",  # else two runs of one second share what writes their logs
         train_dataloader={
             "batch_size": 4,
             "dataset": [(torch.randn(4, generator=generator), torch.tensor(0.5)) for _ in range(60)],
