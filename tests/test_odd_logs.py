@@ -281,3 +281,13 @@ def test_a_log_of_every_kth_step_meets_the_last_batch_now_and_then(tmp_path: Pat
     assert said(quiet).answer.status == "healthy"
     elsewhere = np.roll(last, 3) | (np.random.default_rng(1).random(len(last)) < 0.001)  # at no one step of the epoch
     assert said(np.where(elsewhere, 5 * quiet, quiet)).answer.cause != "logging-alias"
+
+
+def test_a_step_without_a_digit_costs_its_own_lines(tmp_path: Path) -> None:
+    steps = [f"[step={k}/739328,epoch=0]\n    train/CrossEntropyLoss={11 - 0.1 * k:.3f}" for k in range(1, 21)]
+    steps[4] = steps[4].replace("step=5", "step=,")
+    path = tmp_path / "olmo.log"
+    path.write_text("\n".join(steps), encoding="utf-8")
+    (run,) = read_all(Source(path))
+    assert run.reader == "olmo"
+    assert {1, 4, 6, 20} <= set(run.step.tolist())
