@@ -16,14 +16,14 @@ from _healthy import setup, training
 from _kept import kept
 
 from whyspike.folding import as_own
-from whyspike.periods import named_period
+from whyspike.periods import ALPHA, SPIKE_ALPHA, named_period
 from whyspike.repeats import merge
 from whyspike.rerun import train
 from whyspike.stats import wilson
 from whyspike.types import Run
 
 SEED = 515_151  # the scoreboard's come from commits
-LINES = (0.01, 0.003)
+LINES = (ALPHA, SPIKE_ALPHA)
 LEAST = 10  # steps of a period
 
 
@@ -58,7 +58,7 @@ def tests_of(number: int, each: int) -> list[list[float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--trainings", type=int, default=100)
+    parser.add_argument("--trainings", type=int, default=60)
     parser.add_argument("--each", type=int, default=30, help="periods for each of them")
     asked = parser.parse_args()
     torch.set_num_threads(1)

@@ -7,8 +7,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from whyspike.experiment import Experiment
+    from whyspike.training import Training
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -52,3 +57,21 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def recorded(made: Training, path: Path) -> Experiment:
+    """A training that was run and recorded closely, ready to be replayed."""
+    from whyspike.experiment import Experiment
+    from whyspike.observe import observe
+    from whyspike.readers import read
+    from whyspike.record import watch
+    from whyspike.replay import Subject
+    from whyspike.rerun import train_recorded
+
+    recorder = watch(made.model, made.optimizer, loss_fn=made.loss_fn, path=path, closely=True)
+    with recorder as rec:
+        train_recorded(made, rec)
+    run = read(path)
+    subject = Subject.of(recorder, run)
+    assert subject is not None
+    return Experiment(subject, observe(run, subject))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import recorded
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -12,11 +13,6 @@ from whyspike.cause import Cause, suspect
 from whyspike.errors import NotReplayable
 from whyspike.experiment import Experiment
 from whyspike.interventions import SkipBatch
-from whyspike.observe import observe
-from whyspike.readers import read
-from whyspike.record import watch
-from whyspike.replay import Subject
-from whyspike.rerun import train_recorded
 from whyspike.sample_interventions import ReplaceNamed, with_row
 from whyspike.seams import Intervention, StepContext
 from whyspike.training import Training
@@ -62,13 +58,7 @@ def experiment(path, *, twins: bool) -> Experiment:
         loader=DataLoader(TensorDataset(x, y), batch_sampler=order),
         epochs=1,
     )
-    recorder = watch(made.model, made.optimizer, loss_fn=made.loss_fn, path=path, closely=True)
-    with recorder as rec:
-        train_recorded(made, rec)
-    run = read(path)
-    subject = Subject.of(recorder, run)
-    assert subject is not None
-    return Experiment(subject, observe(run, subject))
+    return recorded(made, path)
 
 
 @pytest.mark.parametrize("twins", [True, False], ids=["twins", "two samples"])

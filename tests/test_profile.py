@@ -7,20 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import recorded
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from whyspike import batches
 from whyspike.cause import find, suspect
 from whyspike.errors import NotReplayable
-from whyspike.experiment import LEAD, Experiment
-from whyspike.observe import observe
+from whyspike.experiment import LEAD
 from whyspike.optimizer_interventions import ClipUpdate, ResetMomentum, SetHyperparameters, ShakeLr
 from whyspike.profile import DRAWS, Profile, sequential
-from whyspike.readers import read
-from whyspike.record import watch
-from whyspike.replay import Subject
-from whyspike.rerun import train_recorded
 from whyspike.sample_interventions import (
     LeaveOut,
     OtherBatches,
@@ -243,19 +239,9 @@ def training(*, odd: int | None, full: bool = False, lr: float = 0.05, seed: int
     )
 
 
-def experiment(made: Training, path: Path) -> Experiment:
-    recorder = watch(made.model, made.optimizer, loss_fn=made.loss_fn, path=path, closely=True)
-    with recorder as rec:
-        train_recorded(made, rec)
-    run = read(path)
-    subject = Subject.of(recorder, run)
-    assert subject is not None
-    return Experiment(subject, observe(run, subject))
-
-
 @pytest.mark.usefixtures("one_thread")
 def test_a_window_that_is_begun_later_replays_the_same_steps_bitwise(tmp_path: Path) -> None:
-    found = experiment(training(odd=77), tmp_path / "run")
+    found = recorded(training(odd=77), tmp_path / "run")
     subject = found.subject
     with subject.kept():
         compared = 0
@@ -279,7 +265,7 @@ def test_a_window_that_is_begun_later_replays_the_same_steps_bitwise(tmp_path: P
 
 @pytest.mark.usefixtures("one_thread")
 def test_the_sample_that_does_it_is_named(tmp_path: Path) -> None:
-    found = experiment(training(odd=77), tmp_path / "run")
+    found = recorded(training(odd=77), tmp_path / "run")
     with found.subject.kept():
         found.measure_states()
         seen = found.profile()
@@ -300,7 +286,7 @@ def test_the_sample_that_does_it_is_named(tmp_path: Path) -> None:
 def test_full_batches_blame_no_batch_and_no_sample(tmp_path: Path) -> None:
     made = training(odd=None, full=True)
     made.optimizer = torch.optim.Adam(made.model.parameters(), lr=0.3, betas=(0.9, 0.9))
-    found = experiment(made, tmp_path / "run")
+    found = recorded(made, tmp_path / "run")
     assert found.seen.events
     with found.subject.kept():
         found.measure_states()
@@ -324,7 +310,7 @@ def test_a_profile_remembers_its_trials_by_their_words() -> None:
 
 @pytest.mark.usefixtures("one_thread")
 def test_without_time_the_highest_event_is_measured_and_the_rest_is_said_to_be_left_out(tmp_path: Path) -> None:
-    found = experiment(training(odd=77), tmp_path / "run")
+    found = recorded(training(odd=77), tmp_path / "run")
     found.allowance.whole = 0.0
     with found.subject.kept():
         found.measure_states()

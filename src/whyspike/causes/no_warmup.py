@@ -10,10 +10,8 @@ from whyspike.types import Cure, Event, Evidence, Run, Suspicion
 
 FULL = 0.5  # of the highest learning rate of the run: a training that begins with that much has no warm-up
 MOST = 200  # steps from the begin in which a missing warm-up shows; later the moments have settled
-END_EARLY, END_LATE = (
-    0.1,
-    20,
-)  # of the warm-up, before its end; steps after it: 1 / (1 - beta2) at .95 (Ma & Yarats 2019)
+END_EARLY = 0.1  # of the warm-up, before its end
+END_LATE = 20  # steps after it: 1 / (1 - beta2) at .95 (Ma & Yarats 2019)
 LONGER = 4  # times the warm-up
 LEAST_GROWTH = 5  # values in which the learning rate grows; fewer are a jump
 WARMUP = 100  # steps of the warm-up that is tried: a tenth of 2 / (1 - beta2) at .999 (Ma & Yarats 2019: all of it)
