@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from whyspike import batches
 from whyspike.errors import NotReplayable
+from whyspike.inlinetape import InlineRecording
 from whyspike.scriptprobe import ScriptProbe
 from whyspike.tape import Recording, Tape, compiles
 from whyspike.tapedloss import TapedLoss
@@ -43,6 +44,7 @@ class ScriptTapes:
         self._every = every
         self._recording: Recording | None = None
         self._batch: Any = None
+        self._rng: Any = None  # generators when the forward pass of a batch began that no loader drew
         self._at = (0, 0)  # step and micro-batch of what is recorded
         self._tries = 0
         self._left_over: list[Recording] = []
@@ -70,6 +72,17 @@ class ScriptTapes:
         self._recording, self._batch, self._at = Recording(batch, n), batch, (recorder._step, micro)
         self._recording.start()
 
+    def wait(self, recorder: Recorder) -> None:
+        """What comes next may be a step whose batch no loader draws: record it from where its network begins."""
+        if not self._every or self.busy or not recorder._step or compiles():
+            return
+
+        def begins() -> None:
+            self._rng = recorder._begins()
+
+        self._recording, self._at = InlineRecording(begins), (recorder._step, len(recorder._draws))
+        self._recording.start()
+
     def _half(self, batch: Any, recorder: Recorder) -> Any:
         """Half of the batch, once: what depends on its size then shows on a second tape."""
         with suppress(Exception):
@@ -87,13 +100,19 @@ class ScriptTapes:
             return
         if not recording.stop():
             self._left_over.append(recording)
-        made = recording.finish(loss, self._batch)
+        if isinstance(recording, InlineRecording):
+            found = recording.found(loss)
+            made = found if isinstance(found, str) else found[0]
+            if not isinstance(found, str):
+                recorder._given(found[1], self._rng)
+        else:
+            made = recording.finish(loss, self._batch)
         self._batch = None
         if isinstance(made, str):
             self.untaped = self.untaped or made
             return
         if len(self.tapes) < SIZES:
-            self.tapes.setdefault(recording.n, made)
+            self.tapes.setdefault(made.n, made)
         if self._every:
             step, micro = self._at
             own = self.steps.setdefault(step, [])

@@ -145,9 +145,10 @@ class ScriptWatch(Seams):
         if self._ours or self._off:
             return begin(loader)
         self.passes += 1
-        self.taping.cancel()
         try:
             evaluation = self._is_evaluation(loader)
+            if not evaluation or self._loader is not None:
+                self.taping.cancel()
             if not evaluation and not self.watched:
                 # In the order in which they were made: of a GAN the first is as good as the second.
                 for optimizer in [o for r in self._made if (o := r()) is not None][:1]:
@@ -200,6 +201,20 @@ class ScriptWatch(Seams):
             self._fail(error)
         return loss
 
+    def after_backward(self) -> None:
+        if self._ours or self._off or not self.watched:
+            return
+        try:
+            self._wait()
+        except Exception as error:
+            self._fail(error)
+
+    def _wait(self) -> None:
+        """The next batch may come from no loader, as none has so far."""
+        recorder = self.watched[0].recorder
+        if recorder.loader is None:
+            self.taping.wait(recorder)
+
     def _named(self, *losses: torch.Tensor) -> str | None:
         """The name that the script has for one of the losses at the place where it calls backward."""
         frame = sys._getframe(2)
@@ -221,6 +236,8 @@ class ScriptWatch(Seams):
         if self._ours or self._off:
             return
         try:
+            if self.taping.busy and self._loader is None:
+                self.taping.cancel()  # what was waited for was another micro-batch
             self._before = len(self._pending)
             one = self._of(optimizer)
             if one is None and self._pending and not self._follows(optimizer):
@@ -275,6 +292,8 @@ class ScriptWatch(Seams):
                 make = self.taping.probe_of(one.recorder)
                 if make is not None:
                     one.recorder.begin_probe(make)
+            if one is self.watched[0]:
+                self._wait()
         if self.stop is not None and one is self.watched[0] and one.recorder._step >= self.stop:
             self.enough = True
             raise SystemExit(0)
