@@ -41,6 +41,12 @@ class Watched:
         self.losses: list[torch.Tensor] = []  # of the latest update
         self.evaluation: Any = None  # the context of the one that is under way
 
+    @property
+    def loss(self) -> torch.Tensor:
+        """The loss of the latest update: all of them added up."""
+        one, *others = (x.reshape(()) for x in self.losses)
+        return torch.stack([one, *others]).sum() if others else one
+
 
 class ScriptWatch(Seams):
     """Records what passes the hooks.
@@ -81,6 +87,7 @@ class ScriptWatch(Seams):
         self._unscaled: tuple[Any, torch.Tensor] | None = None
         self._in_scaler = False
         self._late: list[Watched] = []  # updates whose step ends with the scaler's update()
+        self._name_now: str | None = None  # of the loss that backward was called on last
         self._name_at: dict[tuple[Any, int], str | None] = {}
         self._pass: weakref.ref[Pass] | None = None
         self._loader: weakref.ref[Any] | None = None
@@ -114,7 +121,7 @@ class ScriptWatch(Seams):
                 name=self._name,
                 closely=self._closely,
             )
-        recorder.facts |= self._facts
+        recorder.facts |= self._facts | ({"beside": True} if self.watched else {})
         found = self._by_optimizer[id(optimizer)] = Watched(optimizer, recorder)
         self.watched.append(found)
         return found
@@ -190,7 +197,7 @@ class ScriptWatch(Seams):
                 if self._unscaled[0]() is loss:
                     own = self._unscaled[1]
                 self._unscaled = None
-            name = self._named(own, loss)
+            name = self._name_now = self._named(own, loss)
             if self.taping.busy and self.watched:
                 self.taping.ended(own, self.watched[0].recorder)
             if own.numel() == 1 and (self._loss is None or name == self._loss):
@@ -284,10 +291,8 @@ class ScriptWatch(Seams):
             self._step(one)
 
     def _step(self, one: Watched) -> None:
-        losses = one.losses
-        value = losses[0].reshape(()) if len(losses) == 1 else torch.stack([x.reshape(()) for x in losses]).sum()
         with self._own():
-            one.recorder.step(value)
+            one.recorder.step(one.loss)
             if not self.taping.probed and one is self.watched[0]:
                 make = self.taping.probe_of(one.recorder)
                 if make is not None:
