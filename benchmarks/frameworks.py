@@ -103,7 +103,10 @@ def right(training: str, arm: str, found: Mapping[str, Any]) -> bool:
 def answer(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return "–"
-    return f"{found['outcome']}[{found['cause']}]" if found["cause"] else found["status"]
+    if not found["cause"]:
+        return found["status"]
+    harmless = "healthy, " if found["status"] == "healthy" else ""
+    return f"{harmless}{found['outcome']}[{found['cause']}]"
 
 
 def page(results: Mapping[tuple[str, str, str], Mapping[str, Any]]) -> str:
