@@ -300,7 +300,7 @@ def optimizer_like(group: dict[str, Any], accumulate: int) -> Any:
         return keras.optimizers.Adam(
             group["lr"], beta_1=first, beta_2=second, epsilon=group["eps"], gradient_accumulation_steps=every
         )
-    return keras.optimizers.SGD(group["lr"], momentum=group["momentum"], gradient_accumulation_steps=every)
+    return keras.optimizers.SGD(group["lr"], momentum=float(group["momentum"]), gradient_accumulation_steps=every)
 
 
 Fit = Callable[[Parts, Path | None, bool], Any]  # (what, the run folder or None, closely) → the recorder or None
