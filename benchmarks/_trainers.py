@@ -221,6 +221,8 @@ class Model(nn.Module):
 class Counting(Model):
     """One that divides by the tokens of the whole step, which the Trainer tells it."""
 
+    accepts_loss_kwargs = True  # or a forward with **kwargs: else the Trainer keeps the count to itself
+
     def forward(self, input_ids: Any, labels: Any, num_items_in_batch: Any = None) -> dict[str, Any]:  # type: ignore[override]
         loss = self.loss_fn(self.net, (input_ids, labels))
         n = (labels != IGNORED).sum()
