@@ -105,8 +105,7 @@ def answer(found: Mapping[str, Any] | None) -> str:
         return "–"
     if not found["cause"]:
         return found["status"]
-    harmless = "healthy, " if found["status"] == "healthy" else ""
-    return f"{harmless}{found['outcome']}[{found['cause']}]"
+    return f"{'healthy' if found['status'] == 'healthy' else found['outcome']}[{found['cause']}]"
 
 
 def page(results: Mapping[tuple[str, str, str], Mapping[str, Any]]) -> str:
