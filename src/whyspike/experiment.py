@@ -8,27 +8,31 @@ placebo continuations.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from time import process_time
 
 import numpy as np
 
-from whyspike.allowance import DECIDING, FEW_PAIRS, PROFILES, STATES, Allowance, too_long
+from whyspike.allowance import DECIDING, FEW_PAIRS, FIRST_PROFILE, PROFILES, STATES, STATES_THRIFTY, Allowance, too_long
 from whyspike.cause import Cause, Observation
 from whyspike.epoch_experiment import EpochExperiment
 from whyspike.errors import NotReplayable
 from whyspike.everychange import every_change
-from whyspike.excess import Measure, excess, jump
+from whyspike.excess import Measure, area_above, excess, jump
 from whyspike.judge import REMOVED, acting, idle_placebo, judge
 from whyspike.periods import occurrences
-from whyspike.profile import Profile, Profiler
+from whyspike.profile import Profile, Profiler, enough
 from whyspike.replay import HORIZON, Draws, Replayed, Subject, Window
 from whyspike.seams import BASELINE, Intervention
 from whyspike.types import ArmName, Event, Suspicion, Trial
 
+TYPICAL = 3  # moments of an event whose heights are measured where time is short
+SHED = 0.9  # of an event's area, after which a replay may end where time is short
+LEAST_REACH = 8  # steps after the event that it runs in any case
 PAIRS = 12  # 2**-12 = 2e-4 for the smallest p, so that Holm over a dozen causes can still reach .01
 LEAST_PAIRS = 8
 PROFILE_PAIRS = 6  # for the interventions beside the deciding one: their numbers describe, they do not decide
@@ -50,6 +54,7 @@ class Pair:
     event: Event
     window: Window
     redraw: int | None
+    whole: bool = True  # from the capsule on; else from some steps before the event
 
 
 class Experiment:
@@ -72,8 +77,11 @@ class Experiment:
     ) -> None:
         self.subject, self.seen, self.most, self.full = subject, seen, most, full
         self.allowance = allowance or Allowance(math.inf)
+        self.thrifty = self.allowance.thrifty and not full
+        self.reach = HORIZON  # steps after an event that a replay of it runs
+        self.unchanged: dict[Path, list[Replayed]] = {}  # by the capsule that they begin with
         self._replays, self._replays_s = 0, 0.0
-        self._done: dict[tuple[int, str, str], Replayed] = {}
+        self._done: dict[tuple[object, str, str], Replayed] = {}
         self._pairs: dict[tuple[str, ...], list[Pair]] = {}
         self._epochs: EpochExperiment | None = None
         self._lead = LEAD + RISE  # until the events are where they begin
@@ -109,7 +117,9 @@ class Experiment:
             except NotReplayable:
                 continue
             whole = bool(event.period) or moments is not None
-            windows.append((event, window if whole else self.subject.begun(window, self._lead)))
+            # Where time is short, a replay that is never made need not begin where it would.
+            begun = window if whole or self.thrifty else self.subject.begun(window, self._lead)
+            windows.append((event, begun))
         # Early epochs differ most from the rest: keep an even spread over the run when there are too many.
         if len(windows) > self.most:
             windows = [windows[int(k)] for k in np.linspace(0, len(windows) - 1, self.most)]
@@ -117,27 +127,66 @@ class Experiment:
             return
         number = base
         for event, window in windows:
-            yield Pair(number, event, window, None)
+            yield Pair(number, event, window, None, whole=bool(event.period) or moments is not None)
             number += 1
         if len(windows) == 1:
             return
         redraw = 0
         while number - base < LEAST_PAIRS:
             event, window = windows[(number - base) % len(windows)]
-            yield Pair(number, event, window, redraw)
+            yield Pair(number, event, window, redraw, whole=bool(event.period) or moments is not None)
             number, redraw = number + 1, redraw + 1
 
     # ------------------------------------------------------------------ replays
 
-    def replay(self, pair: Pair, intervention: Intervention, horizon: int = HORIZON) -> Replayed:
+    def ready(self, pair: Pair) -> Pair:
+        """The pair with a window that begins where its replays do."""
+        if pair.whole or not self.thrifty:
+            return pair
+        return replace(pair, window=self.subject.begun(pair.window, self._lead))
+
+    def replay(self, pair: Pair, intervention: Intervention, horizon: int | None = None) -> Replayed:
         """Replay a pair, or take what was replayed before with the same words on the same steps."""
-        key = (pair.number, intervention.words, str(getattr(intervention, "where", "")))
-        if key not in self._done:
+        horizon = self.reach if horizon is None else horizon
+        pair = self.ready(pair)
+        # One event of two suspicions is two pairs, each with draws of its own: dear, where a replay is.
+        same = (pair.window.path, pair.window.event_step, pair.redraw) if self.thrifty else pair.number
+        key = (same, intervention.words, str(getattr(intervention, "where", "")))
+        if key not in self._done or (self.thrifty and self._ends(pair.window, self._done[key], horizon)):
             began = process_time()
-            self._done[key] = self.subject.replay(pair.window, intervention, redraw=pair.redraw, horizon=horizon)
-            if horizon == HORIZON:
+            known = self._known(pair, horizon) if self.thrifty and intervention is BASELINE else None
+            made = known or self.subject.replay(pair.window, intervention, redraw=pair.redraw, horizon=horizon)
+            if known is None and (self.thrifty or horizon == HORIZON):
                 self._replays, self._replays_s = self._replays + 1, self._replays_s + process_time() - began
-        return self._done[key]
+            if intervention is BASELINE and pair.redraw is None:
+                self.unchanged.setdefault(_capsule_of(pair.window), []).append(made)
+            self._done[key] = made
+        return self._done[key].until(horizon)
+
+    def _ends(self, window: Window, made: Replayed, horizon: int) -> bool:
+        """Whether a replay of this window ends before so many steps after the event, which the record has."""
+        last = min(made.event_step + horizon, self.subject.capsule(window.path).steps[-1].step)
+        return made.first_step + len(made.reported) <= last
+
+    def _known(self, pair: Pair, horizon: int) -> Replayed | None:
+        """The unchanged replay of a pair, as a part of one that was made: it is bitwise the same."""
+        steps = [s.step for s in self.subject.capsule(pair.window.path).steps if s.batches]
+        if pair.redraw is not None or not steps:
+            return None
+        last = min(pair.window.event_step + horizon, steps[-1])
+        for made in self.unchanged.get(_capsule_of(pair.window), ()):
+            k, n = steps[0] - made.first_step, last + 1 - made.first_step
+            if 0 <= k < n <= len(made.reported):
+                return replace(
+                    made,
+                    first_step=steps[0],
+                    event_step=pair.window.event_step,
+                    reported=made.reported[k:n],
+                    state=made.state[k:n],
+                    recorded=made.recorded[k:n],
+                    state_before=made.state[k - 1] if k else made.state_before,
+                )
+        return None
 
     @property
     def per_replay(self) -> float:
@@ -147,12 +196,13 @@ class Experiment:
     def measure_states(self, progress: Progress | None = None) -> Observation:
         """Replay every event unchanged: the observation with each event's height in the network."""
         moved: dict[str, Event] = {}
+        share = STATES_THRIFTY if self.thrifty else STATES
         # the highest first: where not all can be afforded, the others keep what the record says of them
         for done, event in enumerate(sorted(self.seen.events, key=lambda e: -(e.reported or math.inf))):
             if progress:
                 progress("replaying the events unchanged", done / len(self.seen.events))
             # a wave has no place to replay; the probe was folded instead
-            if event.is_wave or (done and not self.allowance.fits(self.per_replay, STATES)):
+            if event.is_wave or (done and not self.allowance.fits(self.per_replay, share)):
                 continue
             try:
                 factor, _ = self.state_factor((event.id,))
@@ -166,6 +216,8 @@ class Experiment:
         self._pairs.clear()
         self._done.clear()
         self.seen = replace(self.seen, events=tuple(events))
+        if self.thrifty:
+            self.reach = reach(made for many in self.unchanged.values() for made in many)
         self._locate(progress)
         return self.seen
 
@@ -202,12 +254,16 @@ class Experiment:
         moved = [e for e in self.seen.events if e.kind == "spike" and not e.period and (e.state or 0) >= VISIBLE]
         if len(moved) > self.most:
             moved = [moved[int(k)] for k in np.linspace(0, len(moved) - 1, self.most)]
+        if self.thrifty:  # the highest first
+            moved = sorted(moved, key=lambda e: -(e.state or 0))
         profiler, found, left_out, left_out_s = Profiler(self), {}, 0, 0.0
         for done, event in enumerate(moved):
+            if self.thrifty and enough(found.values(), event, self.seen.run):
+                continue
             if progress:
                 progress(f"looking for what sets event {event.id} off", done / len(moved))
             cost = profiler.replays(event) * self.per_replay
-            if not self.allowance.fits(cost, PROFILES):
+            if not self.allowance.fits(cost, PROFILES if found or not self.thrifty else FIRST_PROFILE):
                 left_out, left_out_s = left_out + 1, left_out_s + cost
                 continue
             try:
@@ -218,7 +274,8 @@ class Experiment:
                 found[event.id] = made
         events = tuple(_begun_by(e, found[e.id]) if e.id in found else e for e in self.seen.events)
         self._pairs.clear()
-        self._done.clear()
+        if not self.thrifty:
+            self._done.clear()
         missing = self.seen.missing
         if left_out:
             missing = (
@@ -239,7 +296,7 @@ class Experiment:
         most = RISE if alone and self.seen.run.facts.get("dense_probe") else MOST_LATE
         line = np.where(np.arange(most) < MOST_LATE, VISIBLE**0.5, VISIBLE)
         before: list[list[float]] = []
-        for pair in self.pairs(event_ids):
+        for pair in self._typical(event_ids):
             if pair.redraw is None:
                 made = self.replay(pair, BASELINE)
                 onset, level = onset_of(made), level_before(made)
@@ -258,7 +315,7 @@ class Experiment:
             as one by a tenth.
         """
         peaks, lengths = [], []
-        for pair in self.pairs(event_ids):
+        for pair in self._typical(event_ids):
             if pair.redraw is not None:
                 continue
             made = self.replay(pair, BASELINE)
@@ -271,6 +328,14 @@ class Experiment:
         if not peaks or not np.isfinite(np.median(peaks)):
             return None, 0
         return float(np.median(peaks)), int(np.median(lengths))
+
+    def _typical(self, event_ids: Sequence[str]) -> list[Pair]:
+        """The pairs that say how high events are: all, or where time is short a few of them, spread over the run."""
+        pairs = self.pairs(event_ids)
+        if not self.thrifty or len(pairs) <= TYPICAL:
+            return pairs
+        recorded = [p for p in pairs if p.redraw is None]
+        return [recorded[int(k)] for k in np.unique(np.linspace(0, len(recorded) - 1, TYPICAL).astype(int))]
 
     @cached_property
     def _unit(self) -> float:
@@ -291,6 +356,9 @@ class Experiment:
         """What the cause is judged by: its own measure, else the network where it moved, else the plotted number."""
         if cause.measure is not None:
             return cause.measure
+        known = [s for i in event_ids if (s := self.seen.event(i).state) is not None]
+        if self.thrifty and known:
+            return "state" if np.median(known) >= VISIBLE else "reported"
         factor, length = self.state_factor(event_ids)
         return "state" if factor is not None and factor >= VISIBLE and length >= 1 else "reported"
 
@@ -312,11 +380,9 @@ class Experiment:
             if self._epochs is None:
                 self._epochs = EpochExperiment(self.subject, allowance=self.allowance)
             return self._epochs.trials(cause, suspicion, self.seen, progress, waiting=waiting)
-        pairs = self.pairs(self._replayed(cause, suspicion.events), cause)
+        pairs = self.pairs_of(cause, suspicion)
         if not pairs:
             return ()
-        if cause.one_event:
-            pairs = pairs[:1]
         measure = self.measure_of(cause, suspicion.events)
         draw = Draws(self.subject)
         interventions = list(cause.interventions(self.seen, draw))
@@ -340,22 +406,27 @@ class Experiment:
             if beside and not self.allowance.fits((len(chosen) + reserved) * self.per_replay):
                 continue
             with suppress(NotReplayable) if beside else nullcontext():
-                made += [self._trial(cause, arm, intervention, pair, measure) for pair in chosen]
+                made += [self.trial(cause, arm, intervention, pair, measure) for pair in chosen]
         if placebo is not None and placebo.must_act:
             made = acting(made)
             if not any(t.arm == "placebo" for t in made) and not suspicion.identity:
                 raise NotReplayable(idle_placebo(placebo.words))
         if len(pairs) == 1 and placebo is not None and _may_be_confirmed(made):
             first = pairs[0]
-            draws = PLACEBO_DRAWS if not suspicion.identity else LEAST_PAIRS  # an identity needs no p-value
+            draws = placebo_draws(suspicion)
             horizon = _needed(first.event, measure)
             cost = draws * self.per_replay * (LEAD + horizon) / (LEAD + HORIZON)
             for k in range(draws if self.allowance.fits(cost) else 0):
                 if progress and k % 10 == 0:
                     progress(f"replaying {cause.id}: placebo draw {k + 1} of {draws}", k / draws)
                 drawn = replace(first, number=first.number + 1 + k, redraw=k)
-                made += [self._trial(cause, "placebo", placebo, drawn, measure, horizon=horizon)]
+                made += [self.trial(cause, "placebo", placebo, drawn, measure, horizon=horizon)]
         return tuple(made)
+
+    def pairs_of(self, cause: Cause, suspicion: Suspicion) -> list[Pair]:
+        """The pairs that a cause is proven on."""
+        pairs = self.pairs(self._replayed(cause, suspicion.events), cause)
+        return pairs[:1] if cause.one_event else pairs
 
     def _affordable(self, pairs: Sequence[Pair], arms: int, waiting: int) -> list[Pair]:
         """As many of the pairs as there is time for: the recorded continuations first, spread over the events.
@@ -373,18 +444,24 @@ class Experiment:
 
     def _replayed(self, cause: Cause, event_ids: Sequence[str]) -> tuple[str, ...]:
         """The events that the cause is proven on: where the network decides, those in which it moved."""
-        moved = [i for i in event_ids if (self.seen.event(i).state or 0.0) >= VISIBLE]
+        # Where time is short not every event was replayed; its trials will tell.
+        unknown = VISIBLE if self.thrifty else 0.0
+        states = {i: self.seen.event(i).state for i in event_ids}
+        moved = [i for i, s in states.items() if (unknown if s is None else s) >= VISIBLE]
         return tuple(moved if cause.measure in ("state", "growth") and moved else event_ids)
 
-    def _trial(
+    def trial(
         self,
         cause: Cause,
         arm: ArmName,
         intervention: Intervention,
         pair: Pair,
         measure: Measure,
-        horizon: int = HORIZON,
+        horizon: int | None = None,
     ) -> Trial:
+        """One arm of one pair."""
+        if horizon is None and self.thrifty:
+            horizon = min(self.reach, _needed(pair.event, measure))
         made = self.replay(pair, intervention, horizon)
         onset = onset_of(made)
         reference = reported_reference(self.seen, made.event_step)
@@ -416,6 +493,11 @@ class Experiment:
             reproduced=made.reproduced if recorded else None,
             noise=made.noise if recorded else None,
         )
+
+
+def placebo_draws(suspicion: Suspicion) -> int:
+    """With how many continuations a single event is ranked. An identity needs no p-value."""
+    return LEAST_PAIRS if suspicion.identity else PLACEBO_DRAWS
 
 
 def _may_be_confirmed(made: Sequence[Trial]) -> bool:
@@ -454,6 +536,23 @@ def _begun_by(event: Event, profile: Profile) -> Event:
         return event
     ids = (str(profile.sample),) if profile.kind == "one sample" and profile.sample_known else event.sample_ids
     return replace(event, step=profile.batch_step, last_step=max(event.last_step, profile.batch_step), sample_ids=ids)
+
+
+def reach(replays: Iterable[Replayed]) -> int:
+    """Steps after the event within which nine tenths of the area of every event lie, in its unchanged replay."""
+    needed = [LEAST_REACH]
+    for made in replays:
+        level = level_before(made)
+        rises = [area_above([v], level) for v in made.excess_state[onset_of(made) :]]
+        whole = np.cumsum(rises)
+        if len(whole) and whole[-1] > 0:
+            needed.append(int(np.searchsorted(whole, SHED * whole[-1])))
+    return min(HORIZON, max(needed))
+
+
+def _capsule_of(window: Window) -> Path:
+    """The capsule that was recorded; a window that begins later has a name made of its name."""
+    return Path(str(window.path).split("#")[0])
 
 
 def onset_of(made: Replayed) -> int:

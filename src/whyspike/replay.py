@@ -8,7 +8,7 @@ probe set of training samples. What the user's training was before the experimen
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from whyspike.record import Recorder
 
 HELD_BYTES = 1 << 25  # of a state that may be held in memory for every event
+HELD_TOGETHER = 1 << 29  # of larger states, all of them
 CONVENTION_STEPS = 4  # from a cut window on: its own loss shows what is logged, the next ones what was divided
 HORIZON = 20  # steps after the event; 90 % of a momentum of .9 is spent after 21 (causes.md C6: ln .1 / ln .9)
 
@@ -85,6 +86,13 @@ class Replayed:
     def noise(self) -> float:
         """Largest relative difference of a replayed loss to the recorded one."""
         return max(map(_difference, self.reported, self.recorded), default=0.0)
+
+    def until(self, horizon: int) -> Replayed:
+        """Its steps up to so many after the event."""
+        n = self.event_step - self.first_step + horizon + 1
+        if n >= len(self.reported):
+            return self
+        return replace(self, reported=self.reported[:n], state=self.state[:n], recorded=self.recorded[:n])
 
 
 def _difference(ours: float, theirs: float) -> float:
@@ -141,6 +149,7 @@ class Subject:
                 nominal=loss_fn.divisor or 1, divides="nominal" if divided else "none", logs="sum"
             )
         self._probe_s: float | None = None
+        self._held_bytes = 0
         self._loaded: dict[Path, capsule.Capsule] = {}
 
     @classmethod
@@ -304,14 +313,18 @@ class Subject:
     def begun(self, window: Window, lead: int) -> Window:
         """The same window from `lead` steps before its event on. The steps before are run once, unchanged.
 
-        Call it inside `kept()`. A window that begins later stays as it is, and so does that of a large network, whose
-        states would fill the memory.
+        Call it inside `kept()`. A window that begins later stays as it is, and so does that of a large network, once
+        its states would fill the memory.
         """
         held, first = self.capsule(window.path), window.event_step - lead
-        if held.step >= first or sum(t.numel() * t.element_size() for t in held.tensors.values()) > HELD_BYTES:
+        if held.step >= first:
             return window
         key = Path(f"{window.path}#{first}")
         if key not in self._loaded:
+            size = sum(t.numel() * t.element_size() for t in held.tensors.values())
+            if size > HELD_BYTES and self._held_bytes + size > HELD_TOGETHER:
+                return window
+            self._held_bytes += size if size > HELD_BYTES else 0
             self.at(window, first)
             here = capsule.capture(self.model, self.optimizer, scaler=self.rule.scaler, step=first)
             later = tuple(s for s in held.steps if s.step >= first)
@@ -377,15 +390,19 @@ class Subject:
         *,
         redraw: int | None = None,
         horizon: int = HORIZON,
+        probed_from: int | None = None,
+        enough: Callable[[Sequence[float]], bool] | None = None,
     ) -> Replayed:
         """Run a window with an intervention. Call it inside `kept()`.
 
         Args:
             redraw: seed of another continuation: the batches after the event are other training samples. None
                 replays the recorded ones.
+            probed_from: the first step after which the probe is measured, where it is not wanted before; nan there.
+            enough: given the probe losses so far, whether the replay may end there. Asked where the probe is measured.
         """
         capsule.restore(self.capsule(window.path), self.model, self.optimizer, scaler=self.rule.scaler)
-        before = self.probe()
+        before = self.probe() if probed_from is None else math.nan
         reported, state, recorded = [], [], []
         skipped: set[int] = set()
         first = None
@@ -394,8 +411,11 @@ class Subject:
             reported.append(math.nan if loss is None else loss)
             if loss is None:
                 skipped.add(record.step)
-            state.append(self.probe())
+            probed = probed_from is None or record.step >= probed_from
+            state.append(self.probe() if probed else math.nan)
             recorded.append(record.loss)
+            if probed and enough is not None and enough(state):
+                break
         if first is None:
             raise NotReplayable(f"the capsule before step {window.event_step} holds no batches")
         values = (tuple(reported), tuple(state), before, tuple(recorded), frozenset(skipped))

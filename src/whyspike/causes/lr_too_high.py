@@ -9,6 +9,7 @@ from whyspike.cause import Cause, Draw, Observation, ScratchCure, suspect
 from whyspike.types import Cure, Event, Evidence, Suspicion, Trial
 
 if TYPE_CHECKING:
+    from whyspike.profile import Profile
     from whyspike.seams import Intervention
 
 MOSTLY = 0.5  # of the profiled spikes: more of them without a batch to blame than with one
@@ -62,7 +63,7 @@ class LrTooHigh(Cause):
             ),
             Evidence(
                 statement="removed when the best of the 12 batches before is skipped (median of these spikes)",
-                observed=f"{np.median(best):.0%}" if best else "no batch could be skipped",
+                observed=_removed(large, best) if best else "no batch could be skipped",
                 expected="80 % or more if one batch sets the spike off",
             ),
             Evidence(
@@ -144,3 +145,7 @@ class LrTooHigh(Cause):
                 )
             ),
         ]
+
+
+def _removed(profiles: Sequence[Profile], shares: Sequence[float]) -> str:
+    return f"{'at most ' if any(p.at_most for p in profiles) else ''}{np.median(shares):.0%}"
