@@ -30,7 +30,7 @@ from whyspike.replay import HORIZON, Draws, Replayed, Subject, Window
 from whyspike.seams import BASELINE, Intervention
 from whyspike.types import ArmName, Event, Suspicion, Trial
 
-TYPICAL = 3  # moments of an event whose heights are measured where time is short
+TYPICAL = 2  # moments of an event whose heights are measured where time is short
 SHED = 0.9  # of an event's area, after which a replay may end where time is short
 LEAST_REACH = 8  # steps after the event that it runs in any case
 PAIRS = 12  # 2**-12 = 2e-4 for the smallest p, so that Holm over a dozen causes can still reach .01
@@ -155,13 +155,37 @@ class Experiment:
         if key not in self._done or (self.thrifty and self._ends(pair.window, self._done[key], horizon)):
             began = process_time()
             known = self._known(pair, horizon) if self.thrifty and intervention is BASELINE else None
-            made = known or self.subject.replay(pair.window, intervention, redraw=pair.redraw, horizon=horizon)
+            made = known or self._run(pair, intervention, horizon)
             if known is None and (self.thrifty or horizon == HORIZON):
                 self._replays, self._replays_s = self._replays + 1, self._replays_s + process_time() - began
             if intervention is BASELINE and pair.redraw is None:
                 self.unchanged.setdefault(_capsule_of(pair.window), []).append(made)
             self._done[key] = made
         return self._done[key].until(horizon)
+
+    def _run(self, pair: Pair, intervention: Intervention, horizon: int) -> Replayed:
+        """Run a pair; where time is short, what an intervention leaves as it is comes from the unchanged replay."""
+        window, subject = pair.window, self.subject
+        control = window.event_step if window.control_step is None else window.control_step
+        if not self.thrifty:
+            return subject.replay(window, intervention, redraw=pair.redraw, horizon=horizon)
+        if intervention is BASELINE:
+            return subject.replay(window, intervention, redraw=pair.redraw, horizon=horizon, hold=control)
+        base = self._known(replace(pair, redraw=None), 0)
+        acts_late = getattr(intervention, "where", "") in ("event", "control", "onward", 0)
+        late = subject.held(window, control) if acts_late and control < window.event_step else None
+        if base is None or late is None:
+            return subject.replay(window, intervention, redraw=pair.redraw, horizon=horizon)
+        made = subject.replay(late, intervention, redraw=pair.redraw, horizon=horizon)
+        n = made.first_step - base.first_step
+        return replace(
+            made,
+            first_step=base.first_step,
+            reported=base.reported[:n] + made.reported,
+            state=base.state[:n] + made.state,
+            recorded=base.recorded[:n] + made.recorded,
+            state_before=base.state_before,
+        )
 
     def _ends(self, window: Window, made: Replayed, horizon: int) -> bool:
         """Whether a replay of this window ends before so many steps after the event, which the record has."""

@@ -30,7 +30,7 @@ from whyspike.seams import BASELINE
 
 if TYPE_CHECKING:
     from whyspike.experiment import Experiment, Pair
-    from whyspike.replay import Replayed
+    from whyspike.replay import Replayed, Window
     from whyspike.seams import Intervention
     from whyspike.types import Event, Run
 
@@ -46,12 +46,13 @@ SINGLE_ROWS = 128  # a larger batch is looked at in pieces first
 REPLAYS = 24  # of one event: 15 batches skipped, and what follows from that
 SHORT_REPLAYS = 8  # of whole ones, where each of them ends as soon as it has said what is asked
 SAME_BATCH_REPLAYS = 6  # two, and as long again for the sharpness at four steps
+APART = 4  # steps between the states from which such replays begin
 OF_ONE_KIND = 3  # profiles that say what the others will be, where a replay is dear
 ERROR = 0.05  # of each kind, of the sequential test of other batches
 LIKELY, UNLIKELY = 0.8, 0.2  # chances that other batches remove the event, between which the test decides
 SHARP_AT = (-12, -8, -4, 0)  # steps from the onset at which the sharpness is measured, in full-batch training
 DECIDING_AT = 2  # of them: the last ones
-SHORTER, HALF = 0.9, 0.5  # of the learning rate
+SHORTER, CUT, HALF = 0.9, 0.7, 0.5  # of the learning rate; the first two decide adaptive-eos and lr-too-high
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +150,7 @@ class Profiler:
             if offset not in trials.steps:
                 continue
             skip = SkipBatch(f"the batch {_at(offset)} skipped", offset)
-            taken[offset] = trials.reaches(skip, MATTERS) if thrifty else trials.removed(skip)
+            taken[offset] = trials.reaches(skip, offset, MATTERS) if thrifty else trials.removed(skip)
             if thrifty and taken[offset] >= DECIDES:
                 # A sample without which all of it is gone, while the batch stays, needs no comparison with batches.
                 named = self._named(found, offset, taken[offset], trials)
@@ -283,7 +284,10 @@ class Profiler:
             others.append(trials.removed(OtherBatches(self.subject.draw, len(others))))
             verdict = sequential(others)
         found = replace(found, others=tuple(others))
-        half = trials.removed(ScaleLr(HALF, f"learning rate x {HALF:g}", "always"))
+        # Where a replay is dear the cause's own change is asked first: half the rate does even more.
+        half = trials.removed(ScaleLr(CUT, f"learning rate x {CUT:g}", "always")) if self.experiment.thrifty else 0.0
+        if half < DECIDES:
+            half = trials.removed(ScaleLr(HALF, f"learning rate x {HALF:g}", "always"))
         decided_by_batch = found.batch_share is not None and found.batch_share >= DECIDES and found.kind == "one batch"
         if half >= DECIDES and not decided_by_batch:
             return replace(found, kind="large steps")
@@ -362,22 +366,35 @@ class Trials:
         self.shares[intervention.words] = share
         return share
 
-    def reaches(self, intervention: Intervention, share: float) -> float:
+    def reaches(self, intervention: Intervention, offset: int, share: float) -> float:
         """As `removed`, in a replay that ends once it is known that less than `share` will be removed.
 
         The area only grows: what it returns then is an upper bound, less than `share`.
+
+        Args:
+            offset: steps from the onset to the first one that is changed; it begins shortly before.
         """
-        left = (1 - share) * self.area
-        made = self.experiment.subject.replay(
-            self.pair.window,
+        left, subject = (1 - share) * self.area, self.experiment.subject
+        window = self._begun(offset)
+        start = self.onset - subject.capsule(window.path).steps[0].step
+        made = subject.replay(
+            window,
             intervention,
             horizon=self.experiment.reach,
             probed_from=self.onset,
-            enough=lambda state: area_above(state[self._from :], self.level) > left,
+            enough=lambda state: area_above(state[start:], self.level) > left,
         )
-        found = 1 - self._area(made) / self.area
+        found = 1 - area_above(made.excess_state[start:], self.level) / self.area
         self.shares[intervention.words] = found
         return found
+
+    def _begun(self, offset: int) -> Window:
+        """The window from some steps before the onset on, at most `APART` before the step at `offset`."""
+        window = self.pair.window
+        for lead in range(BEFORE - APART, -1, -APART):
+            if -offset <= lead:
+                window = self.experiment.subject.begun(window, lead)
+        return window
 
     def _area(self, made: Replayed) -> float:
         return area_above(made.excess_state[self._from :], self.level)

@@ -102,6 +102,11 @@ def _difference(ours: float, theirs: float) -> float:
     return abs(ours - theirs) / max(abs(theirs), 1e-300) if math.isfinite(ours - theirs) else math.inf
 
 
+def _from(window: Window, step: int) -> Path:
+    """The name of a window's capsule that begins later, at `step`: it lies in memory."""
+    return Path(f"{window.path}#{step}")
+
+
 class Draws:
     """What interventions take samples from: `draw(n)` gives n other ones, `draw.of(ids)` those of these ids."""
 
@@ -258,7 +263,7 @@ class Subject:
 
         Measured in processor time. Call it before the first replay: all replays are measured on the same samples.
         """
-        pieces = self.probe_batches
+        pieces = self.probe_batches = self._joined(self.probe_batches, least)
         self.probe()
         start = process_time()
         self.probe()
@@ -267,6 +272,25 @@ class Subject:
             (k + 1 for k in range(len(pieces)) if sum(map(batches.size, pieces[: k + 1])) >= least), len(pieces)
         )
         self.probe_batches = pieces[: max(enough, int(seconds / each) if each > 0 else len(pieces))]
+
+    def _joined(self, pieces: list[Any], least: int) -> list[Any]:
+        """Pieces of `least` samples or more: a wide network takes as long for half as many, and has room for them."""
+        n = max(1, -(-least // batches.size(pieces[0])))
+        groups = [pieces[k : k + n] for k in range(0, len(pieces) - n + 1, n)]
+        try:
+            made = [batches.concat(group) for group in groups]
+            alike = np.isclose(
+                np.mean([self._loss_of(b) for b in made]), np.mean([self._loss_of(b) for g in groups for b in g]), 1e-3
+            )
+        except (RuntimeError, TypeError, ValueError, NotReplayable):
+            return pieces
+        return (
+            made if alike else pieces
+        )  # a loss that compares samples, or sums over them, is not the mean of its parts
+
+    def _loss_of(self, batch: Any) -> float:
+        with frozen(self.model):
+            return float(self.loss_fn(self.model, batch))
 
     def seconds_per_probe(self) -> float:
         """How long one measurement of the probe takes."""
@@ -319,17 +343,26 @@ class Subject:
         held, first = self.capsule(window.path), window.event_step - lead
         if held.step >= first:
             return window
-        key = Path(f"{window.path}#{first}")
-        if key not in self._loaded:
-            size = sum(t.numel() * t.element_size() for t in held.tensors.values())
-            if size > HELD_BYTES and self._held_bytes + size > HELD_TOGETHER:
-                return window
-            self._held_bytes += size if size > HELD_BYTES else 0
+        if _from(window, first) not in self._loaded:
             self.at(window, first)
-            here = capsule.capture(self.model, self.optimizer, scaler=self.rule.scaler, step=first)
-            later = tuple(s for s in held.steps if s.step >= first)
-            self._loaded[key] = replace(here, batch_size=held.batch_size, steps=later)
-        return replace(window, path=key)
+            self._hold(window, first)
+        return self.held(window, first) or window
+
+    def _hold(self, window: Window, step: int) -> None:
+        """Keep the state before `step`, at which the model is, if there is room."""
+        held, key = self.capsule(window.path), _from(window, step)
+        size = sum(t.numel() * t.element_size() for t in held.tensors.values())
+        if key in self._loaded or (size > HELD_BYTES and self._held_bytes + size > HELD_TOGETHER):
+            return
+        self._held_bytes += size if size > HELD_BYTES else 0
+        here = capsule.capture(self.model, self.optimizer, scaler=self.rule.scaler, step=step)
+        later = tuple(s for s in held.steps if s.step >= step)
+        self._loaded[key] = replace(here, batch_size=held.batch_size, steps=later)
+
+    def held(self, window: Window, step: int) -> Window | None:
+        """The same window from a step on whose state a replay has held."""
+        key = _from(window, step)
+        return replace(window, path=key) if key in self._loaded else None
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -390,6 +423,7 @@ class Subject:
         *,
         redraw: int | None = None,
         horizon: int = HORIZON,
+        hold: int | None = None,
         probed_from: int | None = None,
         enough: Callable[[Sequence[float]], bool] | None = None,
     ) -> Replayed:
@@ -398,6 +432,7 @@ class Subject:
         Args:
             redraw: seed of another continuation: the batches after the event are other training samples. None
                 replays the recorded ones.
+            hold: a step whose state before it is held, so that other replays may begin there.
             probed_from: the first step after which the probe is measured, where it is not wanted before; nan there.
             enough: given the probe losses so far, whether the replay may end there. Asked where the probe is measured.
         """
@@ -408,6 +443,8 @@ class Subject:
         first = None
         for record, loss in self.steps(window, intervention, redraw, stop=window.event_step + horizon + 1):
             first = record.step if first is None else first
+            if hold is not None and record.step + 1 == hold:
+                self._hold(window, hold)
             reported.append(math.nan if loss is None else loss)
             if loss is None:
                 skipped.add(record.step)

@@ -1,10 +1,11 @@
 """The trials of all suspicions of a training whose replays are dear: a look at each, then what decides, then the rest.
 
-1. A look: two pairs of every suspicion, unchanged and with the deciding change. Where the change leaves more than half,
+1. A look: two pairs of a suspicion, unchanged and with the deciding change. Where the change leaves more than half,
    the suspicion is refuted, and nothing more is spent on it. To stop for want of an effect makes no false alarms.
-2. What decides: further pairs, all three arms of a pair before the next pair, of the likeliest suspicion first. How
-   many it takes is known beforehand: so many that the smallest p of that many pairs passes Holm, and one more. Only
-   that number or the end of the time stops it, never the results: the permutation test keeps its error rate.
+2. What decides, of the first suspicion that stands the look, before the next one gets its look: further pairs, all
+   three arms of a pair before the next pair. How many it takes is known beforehand: so many that the smallest p of that
+   many pairs passes Holm over all suspicions, and one more. Only that number, the end of the time or the want of an
+   effect stops it, never a success: the permutation test keeps its error rate.
 3. What only describes: the other changes, from what is left.
 """
 
@@ -22,7 +23,7 @@ from whyspike.allowance import DECIDING
 from whyspike.cause import Cause
 from whyspike.errors import NotReplayable
 from whyspike.excess import Measure
-from whyspike.judge import ALPHA, REFUTED, acting, idle_placebo, judge
+from whyspike.judge import ALPHA, PLACEBO_CHANGE, REFUTED, REMOVED, acting, idle_placebo, judge
 from whyspike.seams import BASELINE, Intervention
 from whyspike.types import ArmName, Suspicion, Trial
 
@@ -49,6 +50,7 @@ class Tried:
     made: list[Trial] = field(default_factory=list)
     n: int = 0  # pairs with all deciding arms
     closed: bool = False  # nothing more is spent on it
+    decided: bool = False  # it has the pairs that it gets
 
     @property
     def deciding(self) -> list[tuple[ArmName, Intervention]]:
@@ -56,6 +58,14 @@ class Tried:
         if self.placebo is not None:
             arms.append(("placebo", self.placebo))
         return arms
+
+
+def _promising(tried: Tried) -> bool:
+    """Whether the look has what a verdict asks for, but for its chance: then it is decided before the next one."""
+    judged = judge(tried.made)
+    if judged is None or not judged.removed >= REMOVED:
+        return False
+    return tried.suspicion.outcome == "likely" and not judged.placebo_change > PLACEBO_CHANGE
 
 
 def pairs_needed(tests: int) -> int:
@@ -85,10 +95,11 @@ class Screening:
         event = [t for s in wanted if self.causes[s.cause].window == "event" and (t := self._begin(s)) is not None]
         for tried in event:
             self._guarded(tried, self._look)
-        alive = sorted((t for t in event if not t.closed), key=lambda t: t.n < 1)
-        tests = sum(bool(t.made) for t in event)
+            if not tried.closed and _promising(tried):
+                self._guarded(tried, lambda t: self._decide(t, len(event)))
+        alive = [t for t in event if not t.closed]
         for tried in alive:
-            self._guarded(tried, lambda t: self._decide(t, tests))
+            self._guarded(tried, lambda t: self._decide(t, len(event)))
         made = {t.cause.id: tuple(t.made) for t in event if t.made and t.cause.id not in self.reasons}
         epochs = [s for s in wanted if self.causes[s.cause].window == "epoch"]
         for k, suspicion in enumerate(epochs):
@@ -161,11 +172,17 @@ class Screening:
                 raise NotReplayable(idle_placebo(placebo.words))
 
     def _decide(self, tried: Tried, tests: int) -> None:
+        if tried.decided:
+            return
+        tried.decided = True
         most = min(len(tried.pairs), pairs_needed(tests) + SPARE)
         while tried.n < most and self._fits(len(tried.deciding)):
             self._say(f"replaying {tried.cause.id}: pair {tried.n + 1} of {most}", tried.n / most)
             self._pair(tried, tried.pairs[tried.n], tried.deciding)
             tried.n += 1
+            judged = judge(tried.made)
+            if judged is None or not judged.removed >= REFUTED:
+                return
         if tried.placebo is not None and tried.placebo.must_act:
             tried.made = acting(tried.made)
         if len(tried.pairs) == 1 and tried.placebo is not None:
