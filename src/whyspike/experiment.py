@@ -281,13 +281,16 @@ class Experiment:
         if self.thrifty:  # the highest first
             moved = sorted(moved, key=lambda e: -(e.state or 0))
         profiler, found, left_out, left_out_s = Profiler(self), {}, 0, 0.0
+        unprofiled: list[str] = []
         for done, event in enumerate(moved):
             if self.thrifty and enough(found.values(), event, self.seen.run):
+                unprofiled.append(event.id)
                 continue
             if progress:
                 progress(f"looking for what sets event {event.id} off", done / len(moved))
             cost = profiler.replays(event) * self.per_replay
             if not self.allowance.fits(cost, PROFILES if found or not self.thrifty else FIRST_PROFILE):
+                unprofiled.append(event.id)
                 left_out, left_out_s = left_out + 1, left_out_s + cost
                 continue
             try:
@@ -307,7 +310,7 @@ class Experiment:
                 f"what sets {left_out} of {len(moved)} spikes off: their replays would take about "
                 f"{left_out_s:.0f} s more; prove(..., full=True) makes them",
             )
-        self.seen = replace(self.seen, events=events, profiles=found, missing=missing)
+        self.seen = replace(self.seen, events=events, profiles=found, unprofiled=tuple(unprofiled), missing=missing)
         return self.seen
 
     def _steps_late(self, event_ids: Sequence[str]) -> int:

@@ -344,8 +344,10 @@ def _screened(
     for s in suspicions:
         why = screening.reasons.get(s.cause)
         reasons = (s.reason, None if why is None else f"the experiment does not apply here: {why}")
-        tried.append(s if why is None else replace(s, reason="; ".join(r for r in reasons if r)))
-    return replace(seen, missing=(*seen.missing, *screening.missing)), tuple(tried), trials
+        s = s if why is None else replace(s, reason="; ".join(r for r in reasons if r))
+        tried.append(replace(s, left_out=screening.left_out.get(s.cause)))
+    said = (f"{cause}: {words}" for cause, words in screening.left_out.items())
+    return replace(seen, missing=(*seen.missing, *said)), tuple(tried), trials
 
 
 def _conclude(

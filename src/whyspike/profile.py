@@ -118,7 +118,7 @@ class Profiler:
         )
         if not found.same_batch:
             found = self._batch(found, trials)
-            if found.batch_step is not None and found.kind != "one sample":
+            if found.batch_step is not None and not self.experiment.thrifty:  # else it was looked at already
                 # Rows padded to another length cannot trade places: then the batch is named, and none of its samples.
                 with suppress(NotReplayable):
                     found = self._sample(found, trials)
@@ -156,6 +156,8 @@ class Profiler:
                 named = self._named(found, offset, taken[offset], trials)
                 if named is not None:
                     return named
+                if sum(share >= DECIDES for share in taken.values()) > 1:
+                    break  # of two batches that do as much neither is alone
         if not taken:
             return found
         best = max(taken, key=lambda k: taken[k])
@@ -165,7 +167,7 @@ class Profiler:
         found = replace(found, batch_step=found.onset + best, batch_share=taken[best], next_share=second)
         norm = self.experiment.seen.median_gradient_norm()
         clipped = None
-        if norm is not None and (second >= MATTERS or not thrifty):
+        if norm is not None and (MATTERS <= second < DECIDES or not thrifty):
             clipped = trials.removed(ClipGradNorm(3 * norm, "gradient clipped to 3 x its median norm", "always"))
         # The batch alone: no other one takes as much, or its gradient stands out of all others.
         alone = second < MATTERS or (clipped is not None and clipped >= DECIDES and second < DECIDES)

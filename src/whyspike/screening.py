@@ -84,7 +84,7 @@ class Screening:
         self.experiment, self.causes, self.allowance = experiment, causes, experiment.allowance
         self._say = progress or (lambda words, done: None)
         self.reasons: dict[str, str] = {}  # by cause: why there are no trials
-        self.missing: list[str] = []  # what was left out for want of time
+        self.left_out: dict[str, str] = {}  # by cause: what was not replayed for want of time
 
     def trials(self, suspicions: Sequence[Suspicion]) -> dict[str, tuple[Trial, ...]]:
         """The trials of every suspicion that is not refuted, by its cause."""
@@ -197,9 +197,9 @@ class Screening:
         assert tried.placebo is not None
         pair, draws = tried.pairs[0], placebo_draws(tried.suspicion)
         if not self._fits(draws):
-            self.missing.append(
-                f"{tried.cause.id}: how often a placebo alone would do as much to its one event; the {draws} replays "
-                f"take about {draws * self.experiment.per_replay:.0f} s more; prove(..., full=True) makes them"
+            self.left_out[tried.cause.id] = (
+                f"how often a placebo would do as much to the one event that there is; the {draws} replays take about "
+                f"{draws * self.experiment.per_replay:.0f} s more; prove(..., full=True) makes them"
             )
             return
         for k in range(draws):
@@ -227,9 +227,9 @@ class Screening:
 
     def _too_long(self, tried: Tried) -> None:
         left = (len(tried.pairs) - tried.n) * len(tried.deciding)
-        self.missing.append(
-            f"{tried.cause.id}: {len(tried.pairs) - tried.n} of {len(tried.pairs)} pairs of replays: they would take "
-            f"about {left * self.experiment.per_replay:.0f} s more; prove(..., full=True) makes them"
+        self.left_out[tried.cause.id] = (
+            f"{len(tried.pairs) - tried.n} of {len(tried.pairs)} pairs of replays; they would take about "
+            f"{left * self.experiment.per_replay:.0f} s more; prove(..., full=True) makes them"
         )
 
 

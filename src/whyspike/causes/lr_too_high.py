@@ -77,6 +77,17 @@ class LrTooHigh(Cause):
                 f"single batches carry {len(profiles) - len(large)} of the {len(profiles)} spikes that were replayed"
             )
             return suspect(self, events, evidence, outcome="refuted", reason=reason)
+        # Of a training whose replays are dear only some spikes were looked at: its trials tell of the others.
+        others_like = [e for e in seen.events if e.id in seen.unprofiled]
+        if others_like:
+            evidence.append(
+                Evidence(
+                    statement="spikes of the network that were not replayed batch by batch, for want of time",
+                    observed=f"{len(others_like)}",
+                    expected="gone at a lower learning rate, as those that were, if they are of the same kind",
+                )
+            )
+            events = [e for e in seen.events if e in events or e in others_like]
         return suspect(self, events, evidence)
 
     def interventions(self, seen: Observation, draw: Draw) -> Sequence[Intervention]:
