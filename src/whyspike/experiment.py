@@ -158,7 +158,7 @@ class Experiment:
             made = known or self._run(pair, intervention, horizon)
             if known is None and (self.thrifty or horizon == HORIZON):
                 self._replays, self._replays_s = self._replays + 1, self._replays_s + process_time() - began
-            if intervention is BASELINE and pair.redraw is None:
+            if self.thrifty and intervention is BASELINE and pair.redraw is None:
                 self.unchanged.setdefault(_capsule_of(pair.window), []).append(made)
             self._done[key] = made
         return self._done[key].until(horizon)
@@ -310,7 +310,13 @@ class Experiment:
                 f"what sets {left_out} of {len(moved)} spikes off: their replays would take about "
                 f"{left_out_s:.0f} s more; prove(..., full=True) makes them",
             )
-        self.seen = replace(self.seen, events=events, profiles=found, unprofiled=tuple(unprofiled), missing=missing)
+        self.seen = replace(
+            self.seen,
+            events=events,
+            profiles=found,
+            unprofiled=tuple(unprofiled) if self.thrifty else (),
+            missing=missing,
+        )
         return self.seen
 
     def _steps_late(self, event_ids: Sequence[str]) -> int:

@@ -134,7 +134,10 @@ def diagnose_recorder(
         allowance = Allowance(inf if full else recorder.training_s, most_s=most)
         seen = observe(run, subject, progress, thrifty=prove and allowance.thrifty)
         seen = replace(seen, missing=(*seen.missing, *said))
-        allowance.of_events(len(seen.events))
+        if allowance.thrifty:  # what is observed is a part of its cost
+            allowance.of_events(len(seen.events))
+        else:
+            allowance = Allowance(allowance.training_s, len(seen.events), most)
         # Where time is short the unchanged replays of the events say it by themselves.
         if prove and subject is not None and seen.replayable and not (allowance.thrifty and seen.events):
             seen = _run_again(seen, subject, progress, allowance)
