@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,14 +14,15 @@ from conftest import recorded
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from whyspike import allowance, experiment, pipeline, replay
+from whyspike import allowance, pipeline, replay, replays
 from whyspike.allowance import HEAVY_S, Allowance
 from whyspike.cause import catalogue
-from whyspike.experiment import Experiment, Pair, reach
+from whyspike.experiment import Experiment
 from whyspike.interventions import ScaleLr, SkipBatch
 from whyspike.judge import ALPHA
 from whyspike.profile import MATTERS, Trials, enough
 from whyspike.replay import HORIZON, Replayed
+from whyspike.replays import Pair, reach
 from whyspike.reproduction import of_replays
 from whyspike.screening import LOOK, Screening, pairs_needed, spread
 from whyspike.seams import BASELINE
@@ -51,7 +53,7 @@ def with_outliers() -> Training:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Experiment]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     found = recorded(with_outliers(), tmp_path_factory.mktemp("screening") / "run")
@@ -76,7 +78,7 @@ class SlowClock:
             return real(*a, **k)  # type: ignore[arg-type]
 
         monkeypatch.setattr(replay, "training_step", step)
-        for module in (allowance, experiment, replay):
+        for module in (allowance, replay, replays):
             monkeypatch.setattr(module, "process_time", lambda: self.now)
 
 
@@ -104,9 +106,10 @@ def test_a_replay_that_ends_early_says_the_same_of_its_steps(made: Experiment) -
 
 def test_a_replay_that_begins_where_its_change_does_is_bitwise_the_whole_one(made: Experiment) -> None:
     quick = thrifty(made)
-    pair = quick.ready(quick.pairs((made.seen.events[-1].id,))[0])
+    pair = quick.replays.ready(quick.pairs((made.seen.events[-1].id,))[0])
     with made.subject.kept():
         quick.replay(pair, BASELINE)
+        assert pair.window.control_step is not None
         assert made.subject.held(pair.window, pair.window.control_step) is not None
         for change in (SkipBatch(), SkipBatch("the batch before skipped", "control")):
             whole = made.subject.replay(pair.window, change)
@@ -118,11 +121,11 @@ def test_a_part_of_an_unchanged_replay_is_bitwise_a_replay_of_that_part(made: Ex
     pair = quick.pairs((made.seen.events[-1].id,))[0]
     with made.subject.kept():
         quick.replay(pair, BASELINE)  # begins earlier, as long as it is not known where the event begins
-        quick._lead = 4
-        n = quick._replays
+        quick.replays.lead = 4
+        n = quick.replays.n
         part = quick.replay(pair, BASELINE)
-        assert quick._replays == n
-        assert_same(part, made.subject.replay(quick.ready(pair).window))
+        assert quick.replays.n == n
+        assert_same(part, made.subject.replay(quick.replays.ready(pair).window))
 
 
 def assert_same(a: Replayed, b: Replayed) -> None:
@@ -154,7 +157,7 @@ def test_nine_tenths_of_the_area_lie_within_reach() -> None:
         return Replayed(0, 2, state, state, 1.0, state)
 
     long = rises(*[1.0] * 21)
-    assert reach([]) == reach([rises(5.0, *[0.0] * 20)]) == experiment.LEAST_REACH
+    assert reach([]) == reach([rises(5.0, *[0.0] * 20)]) == replays.LEAST_REACH
     assert reach([long]) == 18  # 19 of 21 equal steps are the first nine tenths of them
     assert reach([rises(*[0.0] * 20, 5.0)]) == HORIZON
 

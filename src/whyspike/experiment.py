@@ -8,12 +8,10 @@ placebo continuations.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
-from time import process_time
 
 import numpy as np
 
@@ -22,17 +20,16 @@ from whyspike.cause import Cause, Observation
 from whyspike.epoch_experiment import EpochExperiment
 from whyspike.errors import NotReplayable
 from whyspike.everychange import every_change
-from whyspike.excess import Measure, area_above, excess, jump
+from whyspike.excess import Measure, excess, jump
 from whyspike.judge import REMOVED, acting, idle_placebo, judge
 from whyspike.periods import occurrences
 from whyspike.profile import Profile, Profiler, enough
 from whyspike.replay import HORIZON, Draws, Replayed, Subject, Window
+from whyspike.replays import Pair, Replays, level_before, onset_of
 from whyspike.seams import BASELINE, Intervention
 from whyspike.types import ArmName, Event, Suspicion, Trial
 
 TYPICAL = 2  # moments of an event whose heights are measured where time is short
-SHED = 0.9  # of an event's area, after which a replay may end where time is short
-LEAST_REACH = 8  # steps after the event that it runs in any case
 PAIRS = 12  # 2**-12 = 2e-4 for the smallest p, so that Holm over a dozen causes can still reach .01
 LEAST_PAIRS = 8
 PROFILE_PAIRS = 6  # for the interventions beside the deciding one: their numbers describe, they do not decide
@@ -44,17 +41,6 @@ OTHER = 0.1  # relative; a replay whose losses differ by more is that of another
 VISIBLE = 1.1  # a state factor below it is no damage (the contract's line between cosmetic and damaging)
 
 Progress = Callable[[str, float], None]
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One event's snapshot with one continuation; `redraw` None is the recorded one."""
-
-    number: int
-    event: Event
-    window: Window
-    redraw: int | None
-    whole: bool = True  # from the capsule on; else from some steps before the event
 
 
 class Experiment:
@@ -78,13 +64,10 @@ class Experiment:
         self.subject, self.seen, self.most, self.full = subject, seen, most, full
         self.allowance = allowance or Allowance(math.inf)
         self.thrifty = self.allowance.thrifty and not full
-        self.reach = HORIZON  # steps after an event that a replay of it runs
-        self.unchanged: dict[Path, list[Replayed]] = {}  # by the capsule that they begin with
-        self._replays, self._replays_s = 0, 0.0
-        self._done: dict[tuple[object, str, str], Replayed] = {}
+        # until the events are where they begin
+        self.replays = Replays(subject, lead=LEAD + RISE, thrifty=self.thrifty)
         self._pairs: dict[tuple[str, ...], list[Pair]] = {}
         self._epochs: EpochExperiment | None = None
-        self._lead = LEAD + RISE  # until the events are where they begin
 
     # ------------------------------------------------------------------ which pairs
 
@@ -118,7 +101,7 @@ class Experiment:
                 continue
             whole = bool(event.period) or moments is not None
             # Where time is short, a replay that is never made need not begin where it would.
-            begun = window if whole or self.thrifty else self.subject.begun(window, self._lead)
+            begun = window if whole or self.thrifty else self.subject.begun(window, self.replays.lead)
             windows.append((event, begun))
         # Early epochs differ most from the rest: keep an even spread over the run when there are too many.
         if len(windows) > self.most:
@@ -139,83 +122,14 @@ class Experiment:
 
     # ------------------------------------------------------------------ replays
 
-    def ready(self, pair: Pair) -> Pair:
-        """The pair with a window that begins where its replays do."""
-        if pair.whole or not self.thrifty:
-            return pair
-        return replace(pair, window=self.subject.begun(pair.window, self._lead))
-
     def replay(self, pair: Pair, intervention: Intervention, horizon: int | None = None) -> Replayed:
-        """Replay a pair, or take what was replayed before with the same words on the same steps."""
-        horizon = self.reach if horizon is None else horizon
-        pair = self.ready(pair)
-        # One event of two suspicions is two pairs, each with draws of its own: dear, where a replay is.
-        same = (pair.window.path, pair.window.event_step, pair.redraw) if self.thrifty else pair.number
-        key = (same, intervention.words, str(getattr(intervention, "where", "")))
-        if key not in self._done or (self.thrifty and self._ends(pair.window, self._done[key], horizon)):
-            began = process_time()
-            known = self._known(pair, horizon) if self.thrifty and intervention is BASELINE else None
-            made = known or self._run(pair, intervention, horizon)
-            if known is None and (self.thrifty or horizon == HORIZON):
-                self._replays, self._replays_s = self._replays + 1, self._replays_s + process_time() - began
-            if self.thrifty and intervention is BASELINE and pair.redraw is None:
-                self.unchanged.setdefault(_capsule_of(pair.window), []).append(made)
-            self._done[key] = made
-        return self._done[key].until(horizon)
-
-    def _run(self, pair: Pair, intervention: Intervention, horizon: int) -> Replayed:
-        """Run a pair; where time is short, what an intervention leaves as it is comes from the unchanged replay."""
-        window, subject = pair.window, self.subject
-        control = window.event_step if window.control_step is None else window.control_step
-        if not self.thrifty:
-            return subject.replay(window, intervention, redraw=pair.redraw, horizon=horizon)
-        if intervention is BASELINE:
-            return subject.replay(window, intervention, redraw=pair.redraw, horizon=horizon, hold=control)
-        base = self._known(replace(pair, redraw=None), 0)
-        acts_late = getattr(intervention, "where", "") in ("event", "control", "onward", 0)
-        late = subject.held(window, control) if acts_late and control < window.event_step else None
-        if base is None or late is None:
-            return subject.replay(window, intervention, redraw=pair.redraw, horizon=horizon)
-        made = subject.replay(late, intervention, redraw=pair.redraw, horizon=horizon)
-        n = made.first_step - base.first_step
-        return replace(
-            made,
-            first_step=base.first_step,
-            reported=base.reported[:n] + made.reported,
-            state=base.state[:n] + made.state,
-            recorded=base.recorded[:n] + made.recorded,
-            state_before=base.state_before,
-        )
-
-    def _ends(self, window: Window, made: Replayed, horizon: int) -> bool:
-        """Whether a replay of this window ends before so many steps after the event, which the record has."""
-        last = min(made.event_step + horizon, self.subject.capsule(window.path).steps[-1].step)
-        return made.first_step + len(made.reported) <= last
-
-    def _known(self, pair: Pair, horizon: int) -> Replayed | None:
-        """The unchanged replay of a pair, as a part of one that was made: it is bitwise the same."""
-        steps = [s.step for s in self.subject.capsule(pair.window.path).steps if s.batches]
-        if pair.redraw is not None or not steps:
-            return None
-        last = min(pair.window.event_step + horizon, steps[-1])
-        for made in self.unchanged.get(_capsule_of(pair.window), ()):
-            k, n = steps[0] - made.first_step, last + 1 - made.first_step
-            if 0 <= k < n <= len(made.reported):
-                return replace(
-                    made,
-                    first_step=steps[0],
-                    event_step=pair.window.event_step,
-                    reported=made.reported[k:n],
-                    state=made.state[k:n],
-                    recorded=made.recorded[k:n],
-                    state_before=made.state[k - 1] if k else made.state_before,
-                )
-        return None
+        """The replay of a pair; what was asked for before is not made again."""
+        return self.replays.of(pair, intervention, horizon)
 
     @property
     def per_replay(self) -> float:
         """Processor time of one replay, the mean of those that were made; 0 before the first."""
-        return self._replays_s / max(1, self._replays)
+        return self.replays.per_replay
 
     def measure_states(self, progress: Progress | None = None) -> Observation:
         """Replay every event unchanged: the observation with each event's height in the network."""
@@ -236,12 +150,10 @@ class Experiment:
             if factor is not None:
                 moved[event.id] = _moved(event, late, factor)
         events = [moved.get(e.id, e) for e in self.seen.events]
-        self._lead = LEAD
         self._pairs.clear()
-        self._done.clear()
+        self.replays.forget(LEAD)
         self.seen = replace(self.seen, events=tuple(events))
-        if self.thrifty:
-            self.reach = reach(made for many in self.unchanged.values() for made in many)
+        self.replays.shorten()
         self._locate(progress)
         return self.seen
 
@@ -301,8 +213,7 @@ class Experiment:
                 found[event.id] = made
         events = tuple(_begun_by(e, found[e.id]) if e.id in found else e for e in self.seen.events)
         self._pairs.clear()
-        if not self.thrifty:
-            self._done.clear()
+        self.replays.forget(LEAD)
         missing = self.seen.missing
         if left_out:
             missing = (
@@ -494,7 +405,7 @@ class Experiment:
     ) -> Trial:
         """One arm of one pair."""
         if horizon is None and self.thrifty:
-            horizon = min(self.reach, _needed(pair.event, measure))
+            horizon = min(self.replays.reach, _needed(pair.event, measure))
         made = self.replay(pair, intervention, horizon)
         onset = onset_of(made)
         reference = reported_reference(self.seen, made.event_step)
@@ -569,33 +480,6 @@ def _begun_by(event: Event, profile: Profile) -> Event:
         return event
     ids = (str(profile.sample),) if profile.kind == "one sample" and profile.sample_known else event.sample_ids
     return replace(event, step=profile.batch_step, last_step=max(event.last_step, profile.batch_step), sample_ids=ids)
-
-
-def reach(replays: Iterable[Replayed]) -> int:
-    """Steps after the event within which nine tenths of the area of every event lie, in its unchanged replay."""
-    needed = [LEAST_REACH]
-    for made in replays:
-        level = level_before(made)
-        rises = [area_above([v], level) for v in made.excess_state[onset_of(made) :]]
-        whole = np.cumsum(rises)
-        if len(whole) and whole[-1] > 0:
-            needed.append(int(np.searchsorted(whole, SHED * whole[-1])))
-    return min(HORIZON, max(needed))
-
-
-def _capsule_of(window: Window) -> Path:
-    """The capsule that was recorded; a window that begins later has a name made of its name."""
-    return Path(str(window.path).split("#")[0])
-
-
-def onset_of(made: Replayed) -> int:
-    """The position of the event's step in the replay."""
-    return made.event_step - made.first_step
-
-
-def level_before(made: Replayed) -> float:
-    """Probe loss before the event: the median of the window's steps before it, and of the capsule's own state."""
-    return float(np.median([made.state_before, *made.state[: onset_of(made)]]))
 
 
 def reported_reference(seen: Observation, step: int) -> float:

@@ -337,8 +337,9 @@ def _screened(
     from whyspike.screening import Screening
 
     seen = experiment.seen
-    replays = [made for many in experiment.unchanged.values() for made in many]
-    found = of_replays(replays) or look(subject, seen.events, min(SECONDS, STATES * experiment.allowance.whole))
+    found = of_replays(experiment.replays.all_unchanged) or look(
+        subject, seen.events, min(SECONDS, STATES * experiment.allowance.whole)
+    )
     seen = experiment.seen = replace(seen, reproductions=found)
     suspicions = suspect(seen)
     screening = Screening(experiment, causes, progress)

@@ -29,8 +29,9 @@ from whyspike.exposures import rows_of
 from whyspike.seams import BASELINE
 
 if TYPE_CHECKING:
-    from whyspike.experiment import Experiment, Pair
+    from whyspike.experiment import Experiment
     from whyspike.replay import Replayed, Window
+    from whyspike.replays import Pair
     from whyspike.seams import Intervention
     from whyspike.types import Event, Run
 
@@ -345,9 +346,9 @@ class Trials:
     """The replays of one pair, and what each change removed of its area."""
 
     def __init__(self, experiment: Experiment, pair: Pair) -> None:
-        from whyspike.experiment import level_before, onset_of
+        from whyspike.replays import level_before, onset_of
 
-        self.experiment, self.pair = experiment, experiment.ready(pair)
+        self.experiment, self.pair = experiment, experiment.replays.ready(pair)
         base = experiment.replay(pair, BASELINE)
         self.onset = base.event_step
         self._from = onset_of(base)
@@ -382,7 +383,7 @@ class Trials:
         made = subject.replay(
             window,
             intervention,
-            horizon=self.experiment.reach,
+            horizon=self.experiment.replays.reach,
             probed_from=self.onset,
             enough=lambda state: area_above(state[start:], self.level) > left,
         )

@@ -28,7 +28,8 @@ from whyspike.seams import BASELINE, Intervention
 from whyspike.types import ArmName, Suspicion, Trial
 
 if TYPE_CHECKING:
-    from whyspike.experiment import Experiment, Pair
+    from whyspike.experiment import Experiment
+    from whyspike.replays import Pair
 
 LOOK = 2  # pairs that say whether a change does anything; with one, luck would
 BESIDE = 3  # pairs of a change that only describes
