@@ -81,7 +81,7 @@ class ScriptWatch(Seams):
         self._unscaled: tuple[Any, torch.Tensor] | None = None
         self._in_scaler = False
         self._late: list[Watched] = []  # updates whose step ends with the scaler's update()
-        self._name_at: dict[tuple[Any, int], str | None] = {}
+        self._name_at: dict[tuple[int, int], tuple[Any, str | None]] = {}  # with the code, so that its id stays its own
         self._pass: weakref.ref[Pass] | None = None
         self._loader: weakref.ref[Any] | None = None
         self._ours = 0  # what passes now is not the script's
@@ -207,15 +207,17 @@ class ScriptWatch(Seams):
             frame = frame.f_back
         if frame is None:
             return None
-        place = (frame.f_code, frame.f_lasti)
-        if place not in self._name_at:
+        code = frame.f_code
+        place = (id(code), frame.f_lasti)  # a hash of the code itself reads all of it
+        known = self._name_at.get(place)
+        if known is None:
             if len(self._name_at) >= NAMES:
                 return None
             found = (k for k, v in frame.f_locals.items() if any(v is loss for loss in losses))
-            name = self._name_at[place] = next(found, None)
-            if name is not None:
-                self.names.add(name)
-        return self._name_at[place]
+            known = self._name_at[place] = (code, next(found, None))
+            if known[1] is not None:
+                self.names.add(known[1])
+        return known[1]
 
     def before_update(self, optimizer: Optimizer) -> None:
         if self._ours or self._off:
@@ -268,13 +270,16 @@ class ScriptWatch(Seams):
 
     def _step(self, one: Watched) -> None:
         losses = one.losses
-        value = losses[0].reshape(()) if len(losses) == 1 else torch.stack([x.reshape(()) for x in losses]).sum()
-        with self._own():
+        value = losses[0] if len(losses) == 1 else torch.stack([x.reshape(()) for x in losses]).sum()
+        self._ours += 1  # as `_own`, which costs as much as the rest
+        try:
             one.recorder.step(value)
             if not self.taping.probed and one is self.watched[0]:
                 make = self.taping.probe_of(one.recorder)
                 if make is not None:
                     one.recorder.begin_probe(make)
+        finally:
+            self._ours -= 1
         if self.stop is not None and one is self.watched[0] and one.recorder._step >= self.stop:
             self.enough = True
             raise SystemExit(0)
