@@ -30,6 +30,7 @@ from whyspike.scripttapes import ScriptTapes
 TORCH = os.path.dirname(torch.__file__) + os.sep
 MOST = 4  # recorders: more optimizers than that are parts of one training
 NAMES = 4096  # places in the code whose loss has a name
+NAMED = 256  # updates in which the losses are asked for their names; later the names say nothing new
 
 
 class Watched:
@@ -145,9 +146,10 @@ class ScriptWatch(Seams):
         if self._ours or self._off:
             return begin(loader)
         self.passes += 1
-        self.taping.cancel()
         try:
             evaluation = self._is_evaluation(loader)
+            if not evaluation or self._loader is not None:
+                self.taping.cancel()
             if not evaluation and not self.watched:
                 # In the order in which they were made: of a GAN the first is as good as the second.
                 for optimizer in [o for r in self._made if (o := r()) is not None][:1]:
@@ -189,7 +191,7 @@ class ScriptWatch(Seams):
                 if self._unscaled[0]() is loss:
                     own = self._unscaled[1]
                 self._unscaled = None
-            name = self._named(own, loss)
+            name = self._named(own, loss) if self._loss is not None or self.updates < NAMED else None
             if self.taping.busy and self.watched:
                 self.taping.ended(own, self.watched[0].recorder)
             if own.numel() == 1 and (self._loss is None or name == self._loss):
@@ -199,6 +201,20 @@ class ScriptWatch(Seams):
         except Exception as error:
             self._fail(error)
         return loss
+
+    def after_backward(self) -> None:
+        if not self._closely or self._ours or self._off or not self.watched:
+            return
+        try:
+            self._wait()
+        except Exception as error:
+            self._fail(error)
+
+    def _wait(self) -> None:
+        """The next batch may come from no loader, as none has so far."""
+        recorder = self.watched[0].recorder
+        if recorder.loader is None:
+            self.taping.wait(recorder)
 
     def _named(self, *losses: torch.Tensor) -> str | None:
         """The name that the script has for one of the losses at the place where it calls backward."""
@@ -223,12 +239,15 @@ class ScriptWatch(Seams):
         if self._ours or self._off:
             return
         try:
+            if self.taping.busy and self._loader is None:
+                self.taping.cancel()  # what was waited for was another micro-batch
             self._before = len(self._pending)
-            one = self._of(optimizer)
+            one = self._by_optimizer.get(id(optimizer)) or self._of(optimizer)
             if one is None and self._pending and not self._follows(optimizer):
                 one = self._watch(optimizer)
             if one is not None:
-                self._training(one)
+                if one.evaluation is not None:
+                    self._training(one)
                 if one is not self.watched[0]:  # the batches of the first: one pass, one keeper of batches
                     draws = self.watched[0].recorder._draws
                     one.recorder._draws = [(None, None, *draw[2:]) for draw in draws]
@@ -248,6 +267,12 @@ class ScriptWatch(Seams):
             return
         self.updates += 1
         try:
+            one, pending = self._by_optimizer.get(id(optimizer)), self._pending
+            if one is not None and len(pending) == 1 and self.updates > NAMED and not self._in_scaler:
+                self._pending = []
+                self._latest = one.losses = pending
+                self._step(one)
+                return
             # A closure is called inside of the update, maybe many times: the first time counts, as in its result.
             del self._pending[self._before + 1 :]
             self._updated(optimizer)
@@ -278,6 +303,8 @@ class ScriptWatch(Seams):
                 make = self.taping.probe_of(one.recorder)
                 if make is not None:
                     one.recorder.begin_probe(make)
+            if self._closely and one is self.watched[0]:
+                self._wait()
         finally:
             self._ours -= 1
         if self.stop is not None and one is self.watched[0] and one.recorder._step >= self.stop:
