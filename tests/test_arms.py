@@ -21,6 +21,7 @@ from whyspike.errors import NotReplayable
 from whyspike.interventions import RescaleLoss, ScaleLr, SkipBatch
 from whyspike.judge import judge
 from whyspike.orders import Divisible, FixedOrder
+from whyspike.readers import read
 from whyspike.script import Command
 from whyspike.seams import BASELINE
 from whyspike.types import Event, Run, Suspicion
@@ -136,6 +137,54 @@ def test_another_order_is_that_of_the_edited_script(tmp_path):
     edited = written(tmp_path, text, "edited.py")
     assert python(tmp_path / "there", edited, "3").returncode == 7
     assert arm["weights"] == weights(tmp_path / "there" / "model.pt")
+
+
+GAN = """
+    import torch
+    from torch import nn
+    from torch.utils.data import DataLoader, TensorDataset
+
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    angle = torch.randint(8, (32 * 4 + 10,)) * (torch.pi / 4)
+    real_data = torch.stack([angle.cos(), angle.sin()], 1) + 0.1 * torch.randn(len(angle), 2)
+    netG = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+    netD = nn.Sequential(nn.Linear(2, 16), nn.LeakyReLU(0.2), nn.Linear(16, 1))
+    criterion = nn.BCEWithLogitsLoss(reduction="sum")
+    optimizerD = torch.optim.Adam(netD.parameters(), lr=1e-3, betas=(0.5, 0.999))
+    optimizerG = torch.optim.Adam(netG.parameters(), lr=1e-3, betas=(0.5, 0.999))
+    for epoch in range(2):
+        for (real,) in DataLoader(TensorDataset(real_data), batch_size=32, shuffle=True):
+            netD.zero_grad()
+            errD_real = criterion(netD(real).view(-1), torch.full((len(real),), 0.9))
+            errD_real.backward()
+            fake = netG(torch.randn(len(real), 8))
+            errD_fake = criterion(netD(fake.detach()).view(-1), torch.zeros(len(real)))
+            errD_fake.backward()
+            optimizerD.step()
+            netG.zero_grad()
+            errG = criterion(netD(fake).view(-1), torch.ones(len(real)))
+            errG.backward()
+            optimizerG.step()
+    torch.save(netD.state_dict(), "model.pt")
+"""
+
+
+@pytest.mark.slow
+def test_a_change_of_one_loss_leaves_that_of_the_other_optimizer_alone(tmp_path):
+    script = written(tmp_path, GAN)
+    weighted = RescaleLoss(lambda at: at.n_samples / at.batch_size, "weighted by b/B", "partial")
+    own, arm = source(tmp_path / "here", script).results([Wanted(intervention=i) for i in (BASELINE, weighted)])
+    edited = GAN
+    for name in ("errD_real", "errD_fake"):
+        edited = edited.replace(f"{name}.backward()", f"({name} * (len(real) / 32)).backward()")
+    written(tmp_path, edited, "edited.py")
+    assert python(tmp_path / "there", str(tmp_path / "edited.py")).returncode == 0
+    assert arm["weights"] == weights(tmp_path / "there" / "model.pt")
+    assert python(tmp_path / "there", "-m", "whyspike", "run", "--no-prove", script).returncode == 0
+    runs = sorted((tmp_path / "there" / "whyspike-runs").iterdir())
+    assert len(runs) == 2
+    assert read(runs[0]).loss.tolist() == own["loss"]  # two losses added up, here as there
 
 
 SORTED = """

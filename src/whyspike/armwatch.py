@@ -77,10 +77,20 @@ class ArmWatch(ScriptWatch):
     def _last_pass(self) -> Any:
         return None if self._pass is None else self._pass()
 
+    def _is_of_first(self) -> bool:
+        """Whether the loss that backward is called on is one of the first training's, not of another optimizer's."""
+        if not self.watched:
+            return False
+        first, *others = self.watched
+        if first.recorder.loader is not None and not first.recorder._draws:
+            return False  # its update with this batch has been made
+        name = self._name_now
+        return name in first.names or not any(name in one.names for one in others)
+
     def backward(self, loss: torch.Tensor) -> torch.Tensor:
         waiting = len(self._pending)
         super().backward(loss)
-        if self._ours or self._off or len(self._pending) == waiting or not self.watched:
+        if self._ours or self._off or len(self._pending) == waiting or not self._is_of_first():
             return loss
         at = self.at()
         changed = self.intervention.loss(at, loss)
@@ -108,7 +118,7 @@ class ArmWatch(ScriptWatch):
 
     def _step(self, one: Watched) -> None:
         if one is self.watched[0]:
-            self.losses.append(math.fsum(float(x) for x in one.losses))
+            self.losses.append(float(one.loss))
             self.sizes.append(sum(max(0, draw[3]) for draw in one.recorder._draws))
             if os.getppid() != self._parent:  # who asked for it is gone
                 os._exit(1)

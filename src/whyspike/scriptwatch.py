@@ -42,6 +42,12 @@ class Watched:
         self.losses: list[torch.Tensor] = []  # of the latest update
         self.evaluation: Any = None  # the context of the one that is under way
 
+    @property
+    def loss(self) -> torch.Tensor:
+        """The loss of the latest update: all of them added up."""
+        losses = self.losses
+        return losses[0] if len(losses) == 1 else torch.stack([x.reshape(()) for x in losses]).sum()
+
 
 class ScriptWatch(Seams):
     """Records what passes the hooks.
@@ -83,6 +89,7 @@ class ScriptWatch(Seams):
         self._in_scaler = False
         self._late: list[Watched] = []  # updates whose step ends with the scaler's update()
         self._name_at: dict[tuple[int, int], tuple[Any, str | None]] = {}  # with the code, so that its id stays its own
+        self._name_now: str | None = None  # of the loss that backward was called on last
         self._pass: weakref.ref[Pass] | None = None
         self._loader: weakref.ref[Any] | None = None
         self._ours = 0  # what passes now is not the script's
@@ -115,7 +122,7 @@ class ScriptWatch(Seams):
                 name=self._name,
                 closely=self._closely,
             )
-        recorder.facts |= self._facts
+        recorder.facts |= self._facts | ({"beside": True} if self.watched else {})
         found = self._by_optimizer[id(optimizer)] = Watched(optimizer, recorder)
         self.watched.append(found)
         return found
@@ -191,7 +198,9 @@ class ScriptWatch(Seams):
                 if self._unscaled[0]() is loss:
                     own = self._unscaled[1]
                 self._unscaled = None
-            name = self._named(own, loss) if self._loss is not None or self.updates < NAMED else None
+            name = None
+            if self.updates < NAMED or len(self.watched) > 1 or self._loss is not None:
+                name = self._name_now = self._named(own, loss)
             if self.taping.busy and self.watched:
                 self.taping.ended(own, self.watched[0].recorder)
             if own.numel() == 1 and (self._loss is None or name == self._loss):
@@ -268,7 +277,12 @@ class ScriptWatch(Seams):
         self.updates += 1
         try:
             one, pending = self._by_optimizer.get(id(optimizer)), self._pending
-            if one is not None and len(pending) == 1 and self.updates > NAMED and not self._in_scaler:
+            if (
+                self.updates > NAMED
+                and one is not None
+                and len(pending) == len(self.watched) == 1
+                and not self._in_scaler
+            ):
                 self._pending = []
                 self._latest = one.losses = pending
                 self._step(one)
@@ -294,11 +308,9 @@ class ScriptWatch(Seams):
             self._step(one)
 
     def _step(self, one: Watched) -> None:
-        losses = one.losses
-        value = losses[0] if len(losses) == 1 else torch.stack([x.reshape(()) for x in losses]).sum()
         self._ours += 1  # as `_own`, which costs as much as the rest
         try:
-            one.recorder.step(value)
+            one.recorder.step(one.loss)
             if not self.taping.probed and one is self.watched[0]:
                 make = self.taping.probe_of(one.recorder)
                 if make is not None:
