@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from _kept import kept
 
-from whyspike import pipeline, sharpness
+from whyspike import beside, pipeline, sharpness
 from whyspike.case import PLAIN, find_case
 from whyspike.cases._tabular import Table, training
 from whyspike.everychange import every_change
@@ -190,6 +190,8 @@ def replay(made: Training, *, full: bool) -> dict[str, Any]:
                         # What the user is told: the event begins with the batch, and its sample is named.
                         "by_one_batch": bool(skipped) and max(skipped.values()) >= DECIDES,
                         "batch_named": p.kind in ("one batch", "one sample") and event.step == p.batch_step,
+                        "told": any(str(p.batch_step) in e.observed for e in beside.evidence(seen, [event.id]))
+                        or (p.kind in ("one batch", "one sample") and event.step == p.batch_step),
                         "small": bool(record.n_samples[row] < (record.batch_size or 0)),
                         "odd": bool(p.batch_step is not None and odd & {int(i) for i in record.sample_ids[row]}),
                         "odd_named": p.kind == "one sample"
@@ -258,10 +260,11 @@ def naming_lines(found: dict[str, dict[str, Any]]) -> list[str]:
     lines = []
     rest: list[float | None] = []
     clipped: list[float | None] = []
-    decided = named = 0
+    decided = named = told = 0
     for name, made in found.items():
         by_one = [s for s in made["spikes"] if s["by_one_batch"]]
         decided, named = decided + len(by_one), named + sum(s["batch_named"] for s in by_one)
+        told += sum(s["told"] for s in by_one)
         rest += [s["next"] for s in by_one if not s["batch_named"]]
         clipped += [s["removed"].get("gradient clipped to 3 x its median norm") for s in by_one if not s["batch_named"]]
         if by_one:
@@ -274,10 +277,11 @@ def naming_lines(found: dict[str, dict[str, Any]]) -> list[str]:
     full = found[FULL]["spikes"]
     return [
         *lines,
-        f"- Together: {named} of {decided} ({named / max(1, decided):.0%}) as the cause (asked: 90 %). In the others the spike is "
-        f"gone without another batch, too (the next best one removes {median(rest)} of it), and clipping at 3 x the median norm "
-        f"removes {median(clipped)}: the steps are too large, and whatever batch is left out changes the way. To call one batch *the* cause would "
-        "be false; its step stands in the evidence.",
+        f"- Together: the batch is named in {told} of {decided} ({told / max(1, decided):.0%}, asked: 90 %): in {named} as the "
+        f"cause, in {told - named} in the evidence, with what skipping it and skipping the next best one takes. In these the "
+        f"spike is gone without another batch, too (the next best one removes {median(rest)} of it), and clipping at 3 x the "
+        f"median norm removes {median(clipped)}: the steps are too large, and whatever batch is left out changes the way. To "
+        "call one batch *the* cause would be false.",
         f"- In the run with a last batch of 1, the named batch was that one in {sum(s['small'] for s in last)} of {len(last)}.",
         f"- Of the spikes whose batch holds an outlier, its dataset index was named in {sum(s['odd_named'] for s in odd)} of "
         f"{len(odd)} (asked: 90 %).",

@@ -144,6 +144,31 @@ def test_a_network_that_wobbles_without_the_batch_as_well_is_not_moved_by_it():
     assert said("batch-size-noise", replace(seen, profiles={"e1": too_high})) == "refuted"
 
 
+def test_a_batch_that_is_not_alone_is_named_beside_the_next_best_one():
+    from whyspike import beside
+    from whyspike.profile import Profile
+
+    seen = noisy((70, 9.0, 1.2, 0.5))
+    shared = Profile(
+        event="e1",
+        kind="large steps",
+        onset=70,
+        height=1.2,
+        same_batch=False,
+        batch_step=69,
+        batch_share=0.91,
+        next_share=0.84,
+    )
+    seen = replace(seen, profiles={"e1": shared})
+    (said_of_it,) = beside.evidence(seen, ["e1"])
+    assert said_of_it.observed == "the batch of step 69 (91 %, another one 84 %)"
+    assert beside.evidence(seen, []) == ()
+    assert "takes it away, but another one does, too: step 69 (91 %" in beside.sentence(seen, seen.events)
+    alone = replace(seen, profiles={"e1": replace(shared, kind="one batch")})
+    assert beside.evidence(alone, ["e1"]) == ()
+    assert beside.sentence(alone, seen.events).startswith("The batch of step 69 sets it off")
+
+
 def test_one_spike_at_a_last_batch_is_a_coincidence():
     seen = replace(
         last_batch_run(factor=3.0, alpha=0.0), events=with_spikes(last_batch_run(), (65, 3.0, None, None)).events

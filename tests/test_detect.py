@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from whyspike import quiet
 from whyspike.detect import MEDIAN_STEPS, MERGE_STEPS, Detector, _Running, detect
 from whyspike.inarow import InARow
+from whyspike.levels import SlowRise
 from whyspike.noise import Channel
 from whyspike.types import Event, Run, Series
 
@@ -332,7 +333,7 @@ def test_live_is_the_same_as_afterwards_and_the_future_changes_no_closed_event(r
 
 def state_of(thing: object) -> object:
     """Everything a detector holds, as plain values."""
-    if isinstance(thing, Detector | Channel | InARow | _Running):
+    if isinstance(thing, Detector | Channel | InARow | SlowRise | _Running):
         names = getattr(type(thing), "__slots__", None) or vars(thing)
         return {name: state_of(getattr(thing, name)) for name in names if name != "lines"}
     return [state_of(v) for v in thing] if isinstance(thing, list | tuple | deque) else repr(thing)

@@ -14,8 +14,11 @@ from time import process_time
 SHARE = 0.25  # of the training's time, for each event
 FREE_S = 30.0  # for each event in any case
 MOST_EVENTS = 4  # that are counted
-HEAVY_S = 60.0  # of training: from there on a probe may take no longer than a step
+HEAVY_S = 60.0  # of training: from there on only what a verdict needs is replayed before all else
+PROBING = 0.5  # of a step's time, that the probe after it may take in such a training
 STATES, PROFILES = 0.15, 0.55  # of the allowance, spent when the events and then their profiles are cut short
+STATES_THRIFTY = 0.3  # of the allowance, where a replay is dear: what was observed before is in it
+FIRST_PROFILE = 0.85  # of the allowance, where a replay is dear: without any profile some causes have no verdict
 LEAST_PROBE = 64  # samples; below it the network's own loss is too noisy to tell a tenth
 DECIDING = 3  # arms that decide: baseline, the first intervention, placebo
 FEW_PAIRS = 2  # fewer say nothing about chance at all
@@ -31,9 +34,19 @@ class Allowance:
     """
 
     def __init__(self, training_s: float, events: int = 1, most_s: float = math.inf) -> None:
-        self.training_s = training_s
-        self.whole = min(most_s, max(FREE_S, SHARE * training_s) * max(1, min(events, MOST_EVENTS)))
+        self.training_s, self._most_s = training_s, most_s
         self._began = process_time()
+        self.of_events(events)
+
+    def of_events(self, events: int) -> None:
+        """How many events there are, once that is known."""
+        share = max(FREE_S, SHARE * self.training_s)
+        self.whole = min(self._most_s, share * max(1, min(events, MOST_EVENTS)))
+
+    @property
+    def thrifty(self) -> bool:
+        """Whether a replay costs so much that each is asked for what a verdict needs of it, and no more."""
+        return math.isfinite(self.whole) and self.training_s >= HEAVY_S
 
     @property
     def spent(self) -> float:

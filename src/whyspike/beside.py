@@ -34,18 +34,14 @@ def evidence(seen: Observation, events: Collection[str]) -> tuple[Evidence, ...]
         for event, found in located.items()
         if event in events
     ]
-    shared = sorted(
-        p.batch_step
-        for p in seen.profiles.values()
-        if p.event in events and p.batch_step is not None and p.kind not in ("one batch", "one sample")
-    )
+    shared = [p for p in _shared(seen) if p.event in events]
     if shared:
         more = f" and {len(shared) - LISTED} more" if len(shared) > LISTED else ""
-        steps = f"{', '.join(map(str, shared[:LISTED]))}{more}"
+        steps = ", ".join(f"{p.batch_step} ({_shares(p)})" for p in shared[:LISTED])
         made.append(
             Evidence(
-                statement="batches without which 80 % of a spike is gone, and without another one half of it, too",
-                observed=f"of step{'' if len(shared) == 1 else 's'} {steps}",
+                statement="one batch skipped takes a spike away, and skipping another one takes half of it or more",
+                observed=f"the batch of step {steps}{more}",
                 expected="none, if the step size alone makes the spikes",
             )
         )
@@ -80,13 +76,18 @@ def sentence(seen: Observation, events: Sequence[Event]) -> str:
     open_ = {e.id for e in events}
     named = [p for p in _named(seen) if p.event in open_]
     if not named:
-        return ""
+        shared = [p for p in _shared(seen) if p.event in open_]
+        if not shared:
+            return ""
+        steps = ", ".join(f"{p.batch_step} ({_shares(p)})" for p in shared[:SHOWN])
+        return (
+            f"Skipping one batch takes {_so_many(len(shared), events)} away, but another one does, too: step {steps}."
+        )
     steps = ", ".join(str(p.batch_step) for p in named[:SHOWN])
     more = f" and {len(named) - SHOWN} more" if len(named) > SHOWN else ""
     gone = percent(float(np.median([p.batch_share or 0.0 for p in named])))
     if len(named) == 1:
-        of = "it" if len(events) == 1 else "one of them"
-        return f"The batch of step {steps} sets {of} off: with it skipped, {gone} is gone."
+        return f"The batch of step {steps} sets {_so_many(1, events)} off: with it skipped, {gone} is gone."
     return (
         f"Single batches set {len(named)} of them off, at steps {steps}{more}: with the batch skipped, {gone} is gone."
     )
@@ -95,6 +96,24 @@ def sentence(seen: Observation, events: Sequence[Event]) -> str:
 def _named(seen: Observation) -> list[Profile]:
     """The profiles of events that one batch carries."""
     return [p for p in seen.profiles.values() if p.kind in ("one batch", "one sample") and p.batch_step is not None]
+
+
+def _shared(seen: Observation) -> list[Profile]:
+    """The profiles of events that one batch carries, and another one half as much: no single one is to blame."""
+    shared = [
+        p for p in seen.profiles.values() if p.batch_step is not None and p.kind not in ("one batch", "one sample")
+    ]
+    return sorted(shared, key=lambda p: p.batch_step or 0)
+
+
+def _shares(p: Profile) -> str:
+    """What skipping the batch of a profile takes, beside the next best one."""
+    return f"{percent(p.batch_share or 0.0)}, another one {percent(p.next_share or 0.0)}"
+
+
+def _so_many(n: int, events: Sequence[Event]) -> str:
+    """So many of the events, in words."""
+    return "it" if n == len(events) == 1 else "one of them" if n == 1 else f"{n} of them"
 
 
 def _median(n: int) -> str:

@@ -101,6 +101,7 @@ class Observation:
     first_loss: FirstLoss | None = None  # before the first step, of a cross-entropy on logits
     reproductions: Sequence[Reproduction] = ()  # recorded windows that were run again unchanged, in order
     profiles: Mapping[str, Profile] = field(default_factory=dict)  # by event id, of the network's own spikes
+    unprofiled: tuple[str, ...] = ()  # spikes of the network for whose profile there was no time, or no need
     periods: tuple[PeriodResult, ...] = ()  # tests of the periods that the run has by itself, the epoch first
     reread: Mapping[int, float] = field(default_factory=dict)  # step → share of its samples that read the same again
     same_draws: SameDraws | None = None  # of a loader that draws at random: whether its epochs are the same

@@ -31,12 +31,23 @@ def line(run: Run) -> float:
     return RARE / max(1, len(run))
 
 
-def of_event(subject: Subject, run: Run, event: Event, window: Window, batch: Any, loss: float, *, slow: bool) -> float:
+def of_event(
+    subject: Subject,
+    run: Run,
+    event: Event,
+    window: Window,
+    batch: Any,
+    loss: float,
+    *,
+    slow: bool,
+    copies: int | None = None,
+) -> float:
     """The chance of a batch like that of one step at the weights before it; nan where a loss is not finite.
 
     Args:
         window, batch, loss: of the event's step, as recorded.
         slow: whether a forward pass is slow; fewer samples are asked then.
+        copies: of a sample in the batch that says what it costs alone; the nominal batch size when not given.
 
     Raises:
         NotReplayable: no samples can be drawn.
@@ -48,7 +59,7 @@ def of_event(subject: Subject, run: Run, event: Event, window: Window, batch: An
     row = int(np.searchsorted(run.step, window.event_step))
     own = () if run.sample_ids is None else run.sample_ids[row]
     size = SLOW_POOL if slow else POOL
-    return _chance(subject, run, size, own, batches.size(batch), loss, down=event.kind == "dip")
+    return _chance(subject, run, size, own, batches.size(batch), loss, down=event.kind == "dip", copies=copies)
 
 
 def nearby(subject: Subject, run: Run, event: Event) -> float | None:
@@ -73,13 +84,23 @@ def nearby(subject: Subject, run: Run, event: Event) -> float | None:
     return found if np.isfinite(found) else None
 
 
-def _chance(subject: Subject, run: Run, size: int, own: Any, n: int, observed: float, *, down: bool) -> float:
+def _chance(
+    subject: Subject,
+    run: Run,
+    size: int,
+    own: Any,
+    n: int,
+    observed: float,
+    *,
+    down: bool,
+    copies: int | None = None,
+) -> float:
     from whyspike import batches
     from whyspike.attribute import per_sample
 
-    sign = -1.0 if down else 1.0
+    sign, copies = -1.0 if down else 1.0, copies or subject.batch_size
     began = time.perf_counter()
-    losses = per_sample(subject.model, subject.loss_fn, subject.draw(size), subject.batch_size)
+    losses = per_sample(subject.model, subject.loss_fn, subject.draw(size), copies)
     if not np.isfinite(losses).all() or not np.isfinite(observed):
         return float("nan")
     found = batch_mean_null(sign * losses, n, sign * observed, n_steps=len(run))
@@ -89,7 +110,7 @@ def _chance(subject: Subject, run: Run, size: int, own: Any, n: int, observed: f
     more = _others(subject, own, int(WIDER_S / max(each, 1e-9)))
     if more is None or batches.size(more) <= size:
         return found.p_cautious
-    losses = per_sample(subject.model, subject.loss_fn, more, subject.batch_size)
+    losses = per_sample(subject.model, subject.loss_fn, more, copies)
     if not np.isfinite(losses).all():
         return found.p_cautious
     return batch_mean_null(sign * losses, n, sign * observed, n_steps=len(run)).p_cautious

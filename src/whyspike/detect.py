@@ -22,6 +22,7 @@ from math import exp, inf, log, sqrt
 from typing import TYPE_CHECKING
 
 from whyspike.inarow import InARow
+from whyspike.levels import AFTER, DIVERGED, WIDTH, SlowRise, jump, may_jump
 from whyspike.noise import Channel, Lines
 from whyspike.quiet import LEAST as LONG
 from whyspike.quiet import Ahead, take_in
@@ -33,9 +34,6 @@ if TYPE_CHECKING:
 MEDIAN_STEPS = 64  # the height of an event is its peak over the median of so many steps before it
 MERGE_STEPS = 30  # excursions nearer than this are one episode
 DECIDE_STEPS = 128  # an event above its line for so long is a level shift or a divergence
-RISE = 4.0  # standard errors of a block's median; at most 3.1 in 164,000 steps of the case batch-size-noise, seeds 0-39
-MEDIAN_ERROR = 0.164  # of 32 values, in units of their interquartile range: 1.253 / sqrt(32) / 1.349
-DIVERGED = 3.0  # a level that ends above this factor of the old one has diverged; below, it has shifted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,9 +130,8 @@ class Detector:
         self._short: deque[float] = deque(maxlen=8)  # shrunk residuals of the latest batches below nominal size
         self._row = InARow()
         self._high_before = True  # whether the full batch before this one was above the start of the tail
-        self._latest: deque[float] = deque(maxlen=MEDIAN_STEPS)  # y of every step, events included
-        self._blocks: deque[tuple[int, float]] = deque(maxlen=5)  # first step and median of the latest 32-step blocks
-        self._lowest = inf  # of those medians
+        self._latest: deque[float] = deque(maxlen=WIDTH)  # y of every step, events included
+        self._rise = SlowRise()
         self._probes: deque[tuple[int, float, float]] = deque(maxlen=8)  # step, y, median before
         self._probe_steps: deque[int] = deque()
         self._residual = 0.0
@@ -519,8 +516,7 @@ class Detector:
         self._probe.replace([y for _, y, _ in self._probes])
         self._probe_steps = deque(at for at, _, _ in self._probes)
         self._dip = self._candidate = None
-        self._blocks.clear()
-        self._lowest = inf
+        self._rise.clear()
 
     def _close(self) -> None:
         if self._open is not None:
@@ -565,67 +561,39 @@ class Detector:
         return False
 
     def _look_at_level(self, step: int) -> bool:
-        """Compare the latest 16 steps with 40 before: an abrupt step from one level to another."""
-        if self._n < MEDIAN_STEPS:
+        """Whether the latest steps lie on another level than those before, or rise slowly."""
+        if self._n < WIDTH:
             return False
-        latest = self._latest
-        if not self._n & 31 and self._rises(step, list(latest)):
+        if not self._n & 31 and self._rises(step, list(self._latest)):
             return True
-        # Two values before and two after tell nearly always that there is no step between them.
-        a, b, c, d = latest[0], latest[39], latest[48], latest[-1]
-        if self._open is not None or not (a < c > b < d > a or a > c < b > d < a):
+        if self._open is not None or not may_jump(self._latest):
             return False
-        y = list(latest)
-        before, between, after = y[:40], y[40:48], y[48:]
-        if max(after) < min(before):
-            sign = -1.0
-        elif min(after) > max(before):
-            sign = 1.0
-        else:
+        y = list(self._latest)
+        found = jump(y)
+        if found is None:
             return False
-        old, new = sorted(before[-16:])[8], sorted(after)[8]
-        jump = sign * (new - old)
-        drift = max(sign * (old - sorted(before[:16])[8]), sign * (sorted(after[8:])[4] - sorted(after[:8])[4]))
-        middle = 0.5 * (old + new)
-        beyond = [sign * (v - middle) > 0 for v in between]
-        inside = sum(abs(v - middle) < 0.25 * jump for v in between)
-        spread = max(max(before) - min(before), max(after) - min(after))
-        if jump < log(1.2) or jump < 1.5 * spread or drift > 0.25 * jump or inside > 1 or beyond != sorted(beyond):
-            return False
-        onset = step - 16 - sum(beyond) + 1
+        onset = step - WIDTH + 1 + found.onset
         if self._closed and onset <= self._closed[-1].last_step:
             return False
-        self._start("level-shift", onset, new - old, new)
+        self._start("level-shift", onset, found.height, found.level)
         assert self._open is not None
         self._open.last_step = step
         self._close()
-        self._start_afresh(after)
+        self._start_afresh(y[AFTER:])
         return True
 
     def _rises(self, step: int, y: list[float]) -> bool:
-        """Whether medians of 32 steps have risen four times running, to over three times the lowest of them all.
-
-        So slow a rise takes the median and the noise along, and crosses no line. Where the noise itself is wide the
-        rise must also be one that such medians do not make by chance.
-        """
-        blocks, level = self._blocks, sorted(y[32:])[16]
-        blocks.append((step - 31, level))
-        self._lowest = min(self._lowest, level)
-        levels = [v for _, v in blocks]
-        running = self._open
-        if running is not None and running.kind == "divergence" and len(levels) > 1 and level > levels[-2]:
-            running.last_step, running.calm = step, 0
-        if running is not None or len(levels) < 5 or level - self._lowest < log(DIVERGED):
+        higher, running = self._rise.update(step, y), self._open
+        if running is not None:
+            if running.kind == "divergence" and higher:
+                running.last_step, running.calm = step, 0
             return False
-        if any(b - a < 0.05 for a, b in zip(levels[-5:], levels[-4:], strict=False)):
+        found = self._rise.found(y)
+        if found is None:
             return False
-        ordered = sorted(y)
-        if level - levels[-5] < RISE * MEDIAN_ERROR * (ordered[48] - ordered[16]):
-            return False
-        self._start("divergence", blocks[-4][0], level - levels[-5], level)
+        self._start("divergence", found.onset, found.height, found.level)
         assert self._open is not None
-        self._open.last_step, self._open.check = step, step - blocks[-4][0] + MEDIAN_STEPS
-        self._lowest = level
+        self._open.last_step, self._open.check = step, step - found.onset + MEDIAN_STEPS
         return True
 
 

@@ -10,13 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
-from time import process_time
 
 import numpy as np
 
-from whyspike.allowance import DECIDING, FEW_PAIRS, PROFILES, STATES, Allowance, too_long
+from whyspike.allowance import DECIDING, FEW_PAIRS, FIRST_PROFILE, PROFILES, STATES, STATES_THRIFTY, Allowance, too_long
 from whyspike.cause import Cause, Observation
 from whyspike.epoch_experiment import EpochExperiment
 from whyspike.errors import NotReplayable
@@ -24,11 +23,13 @@ from whyspike.everychange import every_change
 from whyspike.excess import Measure, excess, jump
 from whyspike.judge import REMOVED, acting, idle_placebo, judge
 from whyspike.periods import occurrences
-from whyspike.profile import Profile, Profiler
+from whyspike.profile import Profile, Profiler, enough
 from whyspike.replay import HORIZON, Draws, Replayed, Subject, Window
+from whyspike.replays import Pair, Replays, level_before, onset_of
 from whyspike.seams import BASELINE, Intervention
 from whyspike.types import ArmName, Event, Suspicion, Trial
 
+TYPICAL = 2  # moments of an event whose heights are measured where time is short
 PAIRS = 12  # 2**-12 = 2e-4 for the smallest p, so that Holm over a dozen causes can still reach .01
 LEAST_PAIRS = 8
 PROFILE_PAIRS = 6  # for the interventions beside the deciding one: their numbers describe, they do not decide
@@ -40,16 +41,6 @@ OTHER = 0.1  # relative; a replay whose losses differ by more is that of another
 VISIBLE = 1.1  # a state factor below it is no damage (the contract's line between cosmetic and damaging)
 
 Progress = Callable[[str, float], None]
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One event's snapshot with one continuation; `redraw` None is the recorded one."""
-
-    number: int
-    event: Event
-    window: Window
-    redraw: int | None
 
 
 class Experiment:
@@ -72,11 +63,11 @@ class Experiment:
     ) -> None:
         self.subject, self.seen, self.most, self.full = subject, seen, most, full
         self.allowance = allowance or Allowance(math.inf)
-        self._replays, self._replays_s = 0, 0.0
-        self._done: dict[tuple[int, str, str], Replayed] = {}
+        self.thrifty = self.allowance.thrifty and not full
+        # until the events are where they begin
+        self.replays = Replays(subject, lead=LEAD + RISE, thrifty=self.thrifty)
         self._pairs: dict[tuple[str, ...], list[Pair]] = {}
         self._epochs: EpochExperiment | None = None
-        self._lead = LEAD + RISE  # until the events are where they begin
 
     # ------------------------------------------------------------------ which pairs
 
@@ -109,7 +100,9 @@ class Experiment:
             except NotReplayable:
                 continue
             whole = bool(event.period) or moments is not None
-            windows.append((event, window if whole else self.subject.begun(window, self._lead)))
+            # Where time is short, a replay that is never made need not begin where it would.
+            begun = window if whole or self.thrifty else self.subject.begun(window, self.replays.lead)
+            windows.append((event, begun))
         # Early epochs differ most from the rest: keep an even spread over the run when there are too many.
         if len(windows) > self.most:
             windows = [windows[int(k)] for k in np.linspace(0, len(windows) - 1, self.most)]
@@ -117,42 +110,37 @@ class Experiment:
             return
         number = base
         for event, window in windows:
-            yield Pair(number, event, window, None)
+            yield Pair(number, event, window, None, whole=bool(event.period) or moments is not None)
             number += 1
         if len(windows) == 1:
             return
         redraw = 0
         while number - base < LEAST_PAIRS:
             event, window = windows[(number - base) % len(windows)]
-            yield Pair(number, event, window, redraw)
+            yield Pair(number, event, window, redraw, whole=bool(event.period) or moments is not None)
             number, redraw = number + 1, redraw + 1
 
     # ------------------------------------------------------------------ replays
 
-    def replay(self, pair: Pair, intervention: Intervention, horizon: int = HORIZON) -> Replayed:
-        """Replay a pair, or take what was replayed before with the same words on the same steps."""
-        key = (pair.number, intervention.words, str(getattr(intervention, "where", "")))
-        if key not in self._done:
-            began = process_time()
-            self._done[key] = self.subject.replay(pair.window, intervention, redraw=pair.redraw, horizon=horizon)
-            if horizon == HORIZON:
-                self._replays, self._replays_s = self._replays + 1, self._replays_s + process_time() - began
-        return self._done[key]
+    def replay(self, pair: Pair, intervention: Intervention, horizon: int | None = None) -> Replayed:
+        """The replay of a pair; what was asked for before is not made again."""
+        return self.replays.of(pair, intervention, horizon)
 
     @property
     def per_replay(self) -> float:
         """Processor time of one replay, the mean of those that were made; 0 before the first."""
-        return self._replays_s / max(1, self._replays)
+        return self.replays.per_replay
 
     def measure_states(self, progress: Progress | None = None) -> Observation:
         """Replay every event unchanged: the observation with each event's height in the network."""
         moved: dict[str, Event] = {}
+        share = STATES_THRIFTY if self.thrifty else STATES
         # the highest first: where not all can be afforded, the others keep what the record says of them
         for done, event in enumerate(sorted(self.seen.events, key=lambda e: -(e.reported or math.inf))):
             if progress:
                 progress("replaying the events unchanged", done / len(self.seen.events))
             # a wave has no place to replay; the probe was folded instead
-            if event.is_wave or (done and not self.allowance.fits(self.per_replay, STATES)):
+            if event.is_wave or (done and not self.allowance.fits(self.per_replay, share)):
                 continue
             try:
                 factor, _ = self.state_factor((event.id,))
@@ -162,10 +150,10 @@ class Experiment:
             if factor is not None:
                 moved[event.id] = _moved(event, late, factor)
         events = [moved.get(e.id, e) for e in self.seen.events]
-        self._lead = LEAD
         self._pairs.clear()
-        self._done.clear()
+        self.replays.forget(LEAD)
         self.seen = replace(self.seen, events=tuple(events))
+        self.replays.shorten()
         self._locate(progress)
         return self.seen
 
@@ -202,12 +190,19 @@ class Experiment:
         moved = [e for e in self.seen.events if e.kind == "spike" and not e.period and (e.state or 0) >= VISIBLE]
         if len(moved) > self.most:
             moved = [moved[int(k)] for k in np.linspace(0, len(moved) - 1, self.most)]
+        if self.thrifty:  # the highest first
+            moved = sorted(moved, key=lambda e: -(e.state or 0))
         profiler, found, left_out, left_out_s = Profiler(self), {}, 0, 0.0
+        unprofiled: list[str] = []
         for done, event in enumerate(moved):
+            if self.thrifty and enough(found.values(), event, self.seen.run):
+                unprofiled.append(event.id)
+                continue
             if progress:
                 progress(f"looking for what sets event {event.id} off", done / len(moved))
             cost = profiler.replays(event) * self.per_replay
-            if not self.allowance.fits(cost, PROFILES):
+            if not self.allowance.fits(cost, PROFILES if found or not self.thrifty else FIRST_PROFILE):
+                unprofiled.append(event.id)
                 left_out, left_out_s = left_out + 1, left_out_s + cost
                 continue
             try:
@@ -218,7 +213,7 @@ class Experiment:
                 found[event.id] = made
         events = tuple(_begun_by(e, found[e.id]) if e.id in found else e for e in self.seen.events)
         self._pairs.clear()
-        self._done.clear()
+        self.replays.forget(LEAD)
         missing = self.seen.missing
         if left_out:
             missing = (
@@ -226,7 +221,13 @@ class Experiment:
                 f"what sets {left_out} of {len(moved)} spikes off: their replays would take about "
                 f"{left_out_s:.0f} s more; prove(..., full=True) makes them",
             )
-        self.seen = replace(self.seen, events=events, profiles=found, missing=missing)
+        self.seen = replace(
+            self.seen,
+            events=events,
+            profiles=found,
+            unprofiled=tuple(unprofiled) if self.thrifty else (),
+            missing=missing,
+        )
         return self.seen
 
     def _steps_late(self, event_ids: Sequence[str]) -> int:
@@ -239,7 +240,7 @@ class Experiment:
         most = RISE if alone and self.seen.run.facts.get("dense_probe") else MOST_LATE
         line = np.where(np.arange(most) < MOST_LATE, VISIBLE**0.5, VISIBLE)
         before: list[list[float]] = []
-        for pair in self.pairs(event_ids):
+        for pair in self._typical(event_ids):
             if pair.redraw is None:
                 made = self.replay(pair, BASELINE)
                 onset, level = onset_of(made), level_before(made)
@@ -258,7 +259,7 @@ class Experiment:
             as one by a tenth.
         """
         peaks, lengths = [], []
-        for pair in self.pairs(event_ids):
+        for pair in self._typical(event_ids):
             if pair.redraw is not None:
                 continue
             made = self.replay(pair, BASELINE)
@@ -271,6 +272,14 @@ class Experiment:
         if not peaks or not np.isfinite(np.median(peaks)):
             return None, 0
         return float(np.median(peaks)), int(np.median(lengths))
+
+    def _typical(self, event_ids: Sequence[str]) -> list[Pair]:
+        """The pairs that say how high events are: all, or where time is short a few of them, spread over the run."""
+        pairs = self.pairs(event_ids)
+        if not self.thrifty or len(pairs) <= TYPICAL:
+            return pairs
+        recorded = [p for p in pairs if p.redraw is None]
+        return [recorded[int(k)] for k in np.unique(np.linspace(0, len(recorded) - 1, TYPICAL).astype(int))]
 
     @cached_property
     def _unit(self) -> float:
@@ -291,6 +300,9 @@ class Experiment:
         """What the cause is judged by: its own measure, else the network where it moved, else the plotted number."""
         if cause.measure is not None:
             return cause.measure
+        known = [s for i in event_ids if (s := self.seen.event(i).state) is not None]
+        if self.thrifty and known:
+            return "state" if np.median(known) >= VISIBLE else "reported"
         factor, length = self.state_factor(event_ids)
         return "state" if factor is not None and factor >= VISIBLE and length >= 1 else "reported"
 
@@ -312,11 +324,9 @@ class Experiment:
             if self._epochs is None:
                 self._epochs = EpochExperiment(self.subject, allowance=self.allowance)
             return self._epochs.trials(cause, suspicion, self.seen, progress, waiting=waiting)
-        pairs = self.pairs(self._replayed(cause, suspicion.events), cause)
+        pairs = self.pairs_of(cause, suspicion)
         if not pairs:
             return ()
-        if cause.one_event:
-            pairs = pairs[:1]
         measure = self.measure_of(cause, suspicion.events)
         draw = Draws(self.subject)
         interventions = list(cause.interventions(self.seen, draw))
@@ -340,22 +350,27 @@ class Experiment:
             if beside and not self.allowance.fits((len(chosen) + reserved) * self.per_replay):
                 continue
             with suppress(NotReplayable) if beside else nullcontext():
-                made += [self._trial(cause, arm, intervention, pair, measure) for pair in chosen]
+                made += [self.trial(cause, arm, intervention, pair, measure) for pair in chosen]
         if placebo is not None and placebo.must_act:
             made = acting(made)
             if not any(t.arm == "placebo" for t in made) and not suspicion.identity:
                 raise NotReplayable(idle_placebo(placebo.words))
         if len(pairs) == 1 and placebo is not None and _may_be_confirmed(made):
             first = pairs[0]
-            draws = PLACEBO_DRAWS if not suspicion.identity else LEAST_PAIRS  # an identity needs no p-value
+            draws = placebo_draws(suspicion)
             horizon = _needed(first.event, measure)
             cost = draws * self.per_replay * (LEAD + horizon) / (LEAD + HORIZON)
             for k in range(draws if self.allowance.fits(cost) else 0):
                 if progress and k % 10 == 0:
                     progress(f"replaying {cause.id}: placebo draw {k + 1} of {draws}", k / draws)
                 drawn = replace(first, number=first.number + 1 + k, redraw=k)
-                made += [self._trial(cause, "placebo", placebo, drawn, measure, horizon=horizon)]
+                made += [self.trial(cause, "placebo", placebo, drawn, measure, horizon=horizon)]
         return tuple(made)
+
+    def pairs_of(self, cause: Cause, suspicion: Suspicion) -> list[Pair]:
+        """The pairs that a cause is proven on."""
+        pairs = self.pairs(self._replayed(cause, suspicion.events), cause)
+        return pairs[:1] if cause.one_event else pairs
 
     def _affordable(self, pairs: Sequence[Pair], arms: int, waiting: int) -> list[Pair]:
         """As many of the pairs as there is time for: the recorded continuations first, spread over the events.
@@ -373,18 +388,24 @@ class Experiment:
 
     def _replayed(self, cause: Cause, event_ids: Sequence[str]) -> tuple[str, ...]:
         """The events that the cause is proven on: where the network decides, those in which it moved."""
-        moved = [i for i in event_ids if (self.seen.event(i).state or 0.0) >= VISIBLE]
+        # Where time is short not every event was replayed; its trials will tell.
+        unknown = VISIBLE if self.thrifty else 0.0
+        states = {i: self.seen.event(i).state for i in event_ids}
+        moved = [i for i, s in states.items() if (unknown if s is None else s) >= VISIBLE]
         return tuple(moved if cause.measure in ("state", "growth") and moved else event_ids)
 
-    def _trial(
+    def trial(
         self,
         cause: Cause,
         arm: ArmName,
         intervention: Intervention,
         pair: Pair,
         measure: Measure,
-        horizon: int = HORIZON,
+        horizon: int | None = None,
     ) -> Trial:
+        """One arm of one pair."""
+        if horizon is None and self.thrifty:
+            horizon = min(self.replays.reach, _needed(pair.event, measure))
         made = self.replay(pair, intervention, horizon)
         onset = onset_of(made)
         reference = reported_reference(self.seen, made.event_step)
@@ -416,6 +437,11 @@ class Experiment:
             reproduced=made.reproduced if recorded else None,
             noise=made.noise if recorded else None,
         )
+
+
+def placebo_draws(suspicion: Suspicion) -> int:
+    """With how many continuations a single event is ranked. An identity needs no p-value."""
+    return LEAST_PAIRS if suspicion.identity else PLACEBO_DRAWS
 
 
 def _may_be_confirmed(made: Sequence[Trial]) -> bool:
@@ -454,16 +480,6 @@ def _begun_by(event: Event, profile: Profile) -> Event:
         return event
     ids = (str(profile.sample),) if profile.kind == "one sample" and profile.sample_known else event.sample_ids
     return replace(event, step=profile.batch_step, last_step=max(event.last_step, profile.batch_step), sample_ids=ids)
-
-
-def onset_of(made: Replayed) -> int:
-    """The position of the event's step in the replay."""
-    return made.event_step - made.first_step
-
-
-def level_before(made: Replayed) -> float:
-    """Probe loss before the event: the median of the window's steps before it, and of the capsule's own state."""
-    return float(np.median([made.state_before, *made.state[: onset_of(made)]]))
 
 
 def reported_reference(seen: Observation, step: int) -> float:

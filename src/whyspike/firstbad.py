@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 
 SHOWN = 4  # samples that are named
+PIECE = 64  # rows of a large batch that are looked at together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,14 +161,27 @@ def exact_loss(model: nn.Module, loss_fn: LossFn, batch: Any) -> float | None:
 
 
 def sample_of(model: nn.Module, loss_fn: LossFn, batch: Any) -> tuple[int, ...]:
-    """The rows whose loss alone is not finite, or makes a gradient that is not; all rows are tried one by one."""
+    """The rows whose loss alone is not finite, or makes a gradient that is not. None where it is every row.
+
+    A large batch is tried in pieces, and row by row where a piece is not finite; where the rows of a whole piece are
+    not, it is the network and no row.
+    """
     n = batches.size(batch)
-    found = []
-    for row in range(n):
-        try:
-            with frozen(model, train_mode=None), torch.enable_grad():  # no row sees what another left in the buffers
-                if locate(model, loss_fn, batches.take(batch, [row], n), n=1) is not None:
-                    found.append(row)
-        except (WhySpikeError, ValueError, RuntimeError):
-            return ()
+
+    def bad(rows: list[int]) -> bool:
+        with frozen(model, train_mode=None), torch.enable_grad():  # no row sees what another left in the buffers
+            return locate(model, loss_fn, batches.take(batch, rows, n), n=len(rows)) is not None
+
+    pieces = [list(range(k, min(n, k + PIECE))) for k in range(0, n, PIECE)]
+    found: list[int] = []
+    try:
+        for piece in pieces:
+            if len(pieces) > 1 and not bad(piece):
+                continue
+            here = [row for row in piece if bad([row])]
+            if len(here) == len(piece) and len(piece) == PIECE:
+                return ()
+            found += here
+    except (WhySpikeError, ValueError, RuntimeError):
+        return ()
     return tuple(found) if len(found) < n else ()

@@ -167,7 +167,10 @@ def outcome(judged: Judged, corrected_p: float, suspicion: Suspicion) -> tuple[O
             f"a placebo changed the excess by {percent(judged.placebo_change)}; it may by {percent(PLACEBO_CHANGE)}"
         )
     if corrected_p > ALPHA:
-        short = f"p = {corrected_p:.2g} after Holm; at most {ALPHA} is needed (more events would help)"
+        lacking = "more events would help"
+        if suspicion.left_out is not None:
+            lacking = f"left out for want of time: {suspicion.left_out}"
+        short = f"p = {corrected_p:.2g} after Holm; at most {ALPHA} is needed ({lacking})"
         return ("likely" if suspicion.outcome == "likely" else "inconclusive"), short
     return "confirmed", None
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from whyspike import batches
 from whyspike.afterlast import after_last, hidden_event, is_of_last
 from whyspike.cause import Observation, Units, is_on_last_batch
 from whyspike.curve import Curve, look, with_patterns
@@ -36,6 +37,7 @@ GAP_BATCHES = 8
 NULLS = 8  # events that are held against the batch-mean null
 COUNTED = 64  # events whose batches are drawn again to count what they hold
 CROSS_SAMPLE = 0.05  # of gamma: 0 for any separable loss to rounding, 1 for InfoNCE (benchmarks/exponent.py)
+SAME = 1e-4  # an exponent (and gamma) below it is 0 up to rounding (benchmarks/exponent.py)
 SLOW_S = 0.02  # a forward pass slower than this gets fewer bootstrap draws and a smaller pool
 
 Progress = Callable[[str, float], None]
@@ -60,8 +62,14 @@ def events_of(run: Run) -> tuple[tuple[Event, ...], tuple[PeriodResult, ...], Cu
     return events, periods_in_steps(run, periods), curve
 
 
-def observe(run: Run, subject: Subject | None = None, progress: Progress | None = None) -> Observation:
-    """All that can be observed. Nothing of the user's training changes."""
+def observe(
+    run: Run, subject: Subject | None = None, progress: Progress | None = None, *, thrifty: bool = False
+) -> Observation:
+    """All that can be observed. Nothing of the user's training changes.
+
+    Args:
+        thrifty: a pass through the network is dear; no more of them than it takes.
+    """
     say = progress or (lambda words, done: None)
     say("looking for events", 0.0)
     events, periods, curve = events_of(run)
@@ -121,7 +129,18 @@ def observe(run: Run, subject: Subject | None = None, progress: Progress | None 
                     f"{exponent.gamma:.2f} log n with n copies), so a tiled batch is not the same batch"
                 )
             normalised = _normalised(subject, run, events)
-            attributions, null = _on_the_network(subject, run, events, missing, say, contrastive=contrastive)
+            # Where copies of a sample cost what it costs alone, there is no need to fill a batch with them.
+            alone = exponent is not None and abs(exponent.alpha) + abs(exponent.gamma) < SAME
+            attributions, null = _on_the_network(
+                subject,
+                run,
+                events,
+                missing,
+                say,
+                contrastive=contrastive,
+                thrifty=thrifty,
+                alone=thrifty and alone,
+            )
         if replayable and any(e.is_wave and e.period == run.steps_per_epoch for e in events):
             say("holding the loss of training samples against when they were last trained on", 0.9)
             try:
@@ -360,7 +379,15 @@ def _normalised(subject: Subject, run: Run, events: Sequence[Event]) -> dict[str
 
 
 def _on_the_network(
-    subject: Subject, run: Run, events: Sequence[Event], missing: list[str], say: Progress, *, contrastive: bool
+    subject: Subject,
+    run: Run,
+    events: Sequence[Event],
+    missing: list[str],
+    say: Progress,
+    *,
+    contrastive: bool,
+    thrifty: bool,
+    alone: bool,
 ) -> tuple[dict[str, Attribution], dict[str, float]]:
     """The factors of the highest events, and the p of the batch-mean null of more of them."""
     from whyspike import chance
@@ -381,10 +408,10 @@ def _on_the_network(
         window, batch, loss = found
         say(f"splitting event {event.id} into scale, weights and data", 0.3 + 0.6 * rank / NULLS)
         try:
-            slow = subject.seconds_per_probe() / len(subject.probe_batches) > SLOW_S
+            slow = thrifty or subject.seconds_per_probe() / len(subject.probe_batches) > SLOW_S
             if slow and rank:
                 continue
-            p = chance.of_event(subject, run, event, window, batch, loss, slow=slow)
+            p = chance.of_event(subject, run, event, window, batch, loss, slow=slow, copies=1 if alone else None)
             if np.isfinite(p):
                 null[event.id] = p
             if rank < ATTRIBUTED and not contrastive:
@@ -394,7 +421,7 @@ def _on_the_network(
                     event_batch=batch,
                     reported=loss,
                     reference_batches=lambda rng, n: subject.draw(n, rng),
-                    batch_size=subject.batch_size,
+                    batch_size=batches.size(batch) if alone else subject.batch_size,
                     n_boot=30 if slow else 200,
                     restore_reference=lambda w=window: subject.at(w, subject.capsule(w.path).step),
                     restore_event=lambda w=window: subject.at(w, w.event_step),

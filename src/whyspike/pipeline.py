@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from whyspike import answer as answers
 from whyspike import beside
-from whyspike.allowance import HEAVY_S, LEAST_PROBE, STATES, Allowance
+from whyspike.allowance import LEAST_PROBE, PROBING, STATES, Allowance
 from whyspike.case import PLAIN, Build, Log, Loop, Vary
 from whyspike.cause import Cause, Observation, ScratchCure, catalogue
 from whyspike.errors import NotReplayable, UnreadableRun, WhySpikeError
@@ -23,6 +23,7 @@ from whyspike.types import Diagnosis, Evidence, Harm, Note, Outcome, Run, RunInf
 if TYPE_CHECKING:
     from whyspike.arms import ScriptSource
     from whyspike.case import Case
+    from whyspike.experiment import Experiment
     from whyspike.judge import Judged
     from whyspike.logs.assemble import Asked
     from whyspike.record import Recorder
@@ -129,15 +130,20 @@ def diagnose_recorder(
         subject, said = Subject.of(recorder, run), ()
         if subject is not None and isinstance(recorder.loss_fn, TapedLoss):
             subject, said = _trusted(subject, progress)
-        seen = observe(run, subject, progress)
-        seen = replace(seen, missing=(*seen.missing, *said))
         most = inf if most_s is None else most_s
-        allowance = Allowance(inf if full else recorder.training_s, len(seen.events), most)
-        if prove and subject is not None and seen.replayable:
+        allowance = Allowance(inf if full else recorder.training_s, most_s=most)
+        seen = observe(run, subject, progress, thrifty=prove and allowance.thrifty)
+        seen = replace(seen, missing=(*seen.missing, *said))
+        if allowance.thrifty:  # what is observed is a part of its cost
+            allowance.of_events(len(seen.events))
+        else:
+            allowance = Allowance(allowance.training_s, len(seen.events), most)
+        # Where time is short the unchanged replays of the events say it by themselves.
+        if prove and subject is not None and seen.replayable and not (allowance.thrifty and seen.events):
             seen = _run_again(seen, subject, progress, allowance)
         if prove and subject is not None and seen.replayable and seen.events:
-            if not full and recorder.training_s >= HEAVY_S:
-                subject.lighten(recorder.training_s / max(1, len(run)), LEAST_PROBE)
+            if allowance.thrifty:
+                subject.lighten(PROBING * recorder.training_s / max(1, len(run)), LEAST_PROBE)
             seen, suspicions, trials = _experiment(seen, subject, progress, allowance, full=full)
             runfolder.append_trials(recorder.path, [t for made in trials.values() for t in made])
         else:
@@ -301,6 +307,8 @@ def _experiment(
         experiment = Experiment(subject, seen, full=full, allowance=allowance)
         experiment.measure_states(progress)
         seen = experiment.profile(progress)
+        if experiment.thrifty:
+            return _screened(experiment, subject, causes, progress)
         suspicions = []
         found = suspect(seen)
         n_open = sum(s.outcome != "refuted" for s in found)
@@ -319,6 +327,31 @@ def _experiment(
                     tried = replace(suspicion, reason="; ".join(r for r in reasons if r))
             suspicions.append(tried)
     return seen, tuple(suspicions), trials
+
+
+def _screened(
+    experiment: Experiment, subject: Subject, causes: Mapping[str, Cause], progress: Progress | None
+) -> tuple[Observation, tuple[Suspicion, ...], dict[str, tuple[Trial, ...]]]:
+    """As `_experiment`, of a training whose replays are dear."""
+    from whyspike.reproduction import SECONDS, look, of_replays
+    from whyspike.screening import Screening
+
+    seen = experiment.seen
+    found = of_replays(experiment.replays.all_unchanged) or look(
+        subject, seen.events, min(SECONDS, STATES * experiment.allowance.whole)
+    )
+    seen = experiment.seen = replace(seen, reproductions=found)
+    suspicions = suspect(seen)
+    screening = Screening(experiment, causes, progress)
+    trials = screening.trials(suspicions)
+    tried = []
+    for s in suspicions:
+        why = screening.reasons.get(s.cause)
+        reasons = (s.reason, None if why is None else f"the experiment does not apply here: {why}")
+        s = s if why is None else replace(s, reason="; ".join(r for r in reasons if r))
+        tried.append(replace(s, left_out=screening.left_out.get(s.cause)))
+    said = (f"{cause}: {words}" for cause, words in screening.left_out.items())
+    return replace(seen, missing=(*seen.missing, *said)), tuple(tried), trials
 
 
 def _conclude(

@@ -14,7 +14,7 @@ and is asked last. Only spikes of the network are profiled, those that a plotted
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,13 +25,15 @@ from whyspike import batches
 from whyspike.attribute import per_sample
 from whyspike.errors import NotReplayable, WhySpikeError
 from whyspike.excess import area_above
+from whyspike.exposures import rows_of
 from whyspike.seams import BASELINE
 
 if TYPE_CHECKING:
-    from whyspike.experiment import Experiment, Pair
-    from whyspike.replay import Replayed
+    from whyspike.experiment import Experiment
+    from whyspike.replay import Replayed, Window
+    from whyspike.replays import Pair
     from whyspike.seams import Intervention
-    from whyspike.types import Event
+    from whyspike.types import Event, Run
 
 Kind = Literal["one sample", "one batch", "instability", "large steps", "undecided"]
 
@@ -43,11 +45,15 @@ DRAWS_HERE = 3  # of another batch in place of the one that is named
 SUSPECTS = 3  # samples of a batch that are replaced, those of the highest loss
 SINGLE_ROWS = 128  # a larger batch is looked at in pieces first
 REPLAYS = 24  # of one event: 15 batches skipped, and what follows from that
+SHORT_REPLAYS = 8  # of whole ones, where each of them ends as soon as it has said what is asked
 SAME_BATCH_REPLAYS = 6  # two, and as long again for the sharpness at four steps
+APART = 4  # steps between the states from which such replays begin
+OF_ONE_KIND = 3  # profiles that say what the others will be, where a replay is dear
 ERROR = 0.05  # of each kind, of the sequential test of other batches
 LIKELY, UNLIKELY = 0.8, 0.2  # chances that other batches remove the event, between which the test decides
 SHARP_AT = (-12, -8, -4, 0)  # steps from the onset at which the sharpness is measured, in full-batch training
-SHORTER, HALF = 0.9, 0.5  # of the learning rate
+DECIDING_AT = 2  # of them: the last ones
+SHORTER, CUT, HALF = 0.9, 0.7, 0.5  # of the learning rate; the first two decide adaptive-eos and lr-too-high
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +79,7 @@ class Profile:
     sharpness: tuple[float, ...] = ()  # over the optimizer's limit, before the steps at `SHARP_AT` from the onset
     others: tuple[float, ...] = ()  # share removed in each draw of other batches up to the event
     shares: tuple[tuple[str, float], ...] = ()
+    at_most: bool = False  # `batch_share` and `next_share` are upper bounds: the replays ended once that was known
 
     def share(self, words: str) -> float | None:
         return dict(self.shares).get(words)
@@ -91,7 +98,9 @@ class Profiler:
     def replays(self, event: Event) -> int:
         """How many replays the profile of an event takes, about."""
         pairs = self.experiment.pairs((event.id,))
-        return SAME_BATCH_REPLAYS if pairs and self._same_batch(pairs[0]) else REPLAYS
+        if pairs and self._same_batch(pairs[0]):
+            return SAME_BATCH_REPLAYS
+        return SHORT_REPLAYS if self.experiment.thrifty else REPLAYS
 
     def profile(self, event: Event) -> Profile | None:
         """The profile of an event; None where no capsule covers it or the network did not move."""
@@ -110,7 +119,7 @@ class Profiler:
         )
         if not found.same_batch:
             found = self._batch(found, trials)
-            if found.batch_step is not None:
+            if found.batch_step is not None and not self.experiment.thrifty:  # else it was looked at already
                 # Rows padded to another length cannot trade places: then the batch is named, and none of its samples.
                 with suppress(NotReplayable):
                     found = self._sample(found, trials)
@@ -137,26 +146,47 @@ class Profiler:
         from whyspike.interventions import ClipGradNorm, SkipBatch
 
         taken = {}
+        thrifty = self.experiment.thrifty
         for offset in sorted(range(-BEFORE, AFTER + 1), key=abs):
-            if offset in trials.steps:
-                taken[offset] = trials.removed(SkipBatch(f"the batch {_at(offset)} skipped", offset))
+            if offset not in trials.steps:
+                continue
+            skip = SkipBatch(f"the batch {_at(offset)} skipped", offset)
+            taken[offset] = trials.reaches(skip, offset, MATTERS) if thrifty else trials.removed(skip)
+            if thrifty and taken[offset] >= DECIDES:
+                # A sample without which all of it is gone, while the batch stays, needs no comparison with batches.
+                named = self._named(found, offset, taken[offset], trials)
+                if named is not None:
+                    return named
+                if sum(share >= DECIDES for share in taken.values()) > 1:
+                    break  # of two batches that do as much neither is alone
         if not taken:
             return found
         best = max(taken, key=lambda k: taken[k])
         second = max((v for k, v in taken.items() if k != best), default=0.0)
         if taken[best] < DECIDES:
-            return replace(found, batch_share=taken[best], next_share=second)
+            return replace(found, batch_share=taken[best], next_share=second, at_most=thrifty)
         found = replace(found, batch_step=found.onset + best, batch_share=taken[best], next_share=second)
         norm = self.experiment.seen.median_gradient_norm()
         clipped = None
-        if norm is not None:
+        if norm is not None and (MATTERS <= second < DECIDES or not thrifty):
             clipped = trials.removed(ClipGradNorm(3 * norm, "gradient clipped to 3 x its median norm", "always"))
         # The batch alone: no other one takes as much, or its gradient stands out of all others.
         alone = second < MATTERS or (clipped is not None and clipped >= DECIDES and second < DECIDES)
         if not alone:
             return found
+        if thrifty:  # the others only describe
+            return replace(found, kind="one batch")
         here = self._others_here(best, trials)
         return replace(found, kind="one batch", elsewhere=self._elsewhere(best, trials), others_here=here)
+
+    def _named(self, found: Profile, offset: int, share: float, trials: Trials) -> Profile | None:
+        """The profile of an event that one sample of this batch carries; None where none does."""
+        try:
+            tried = replace(found, kind="one batch", batch_step=found.onset + offset, batch_share=share)
+            made = self._sample(tried, trials)
+        except NotReplayable:
+            return None
+        return made if made.kind == "one sample" else None
 
     def _elsewhere(self, offset: int, trials: Trials) -> float | None:
         """What the named batch does from another state: it trades places with the first batch of the replay."""
@@ -209,7 +239,7 @@ class Profiler:
                 )
             moved = None
             first = min(trials.steps)
-            if first < offset:
+            if first < offset and not self.experiment.thrifty:  # it only describes
                 put = PutRow(batches.take(batch, [row], n), first, f"{name} put into the batch {_at(first)}")
                 made = trials.replay(put)
                 moved = area_above(made.state[: offset - first], trials.level) / trials.area
@@ -252,12 +282,15 @@ class Profiler:
             kind: Kind = "instability" if shorter >= DECIDES else "undecided"
             return replace(found, kind=kind, sharpness=self._sharpness(trials))
         others: list[float] = []
-        verdict = None
+        verdict = True if self.experiment.thrifty else None  # they only describe
         while verdict is None and len(others) < DRAWS:
             others.append(trials.removed(OtherBatches(self.subject.draw, len(others))))
             verdict = sequential(others)
         found = replace(found, others=tuple(others))
-        half = trials.removed(ScaleLr(HALF, f"learning rate x {HALF:g}", "always"))
+        # Where a replay is dear the cause's own change is asked first: half the rate does even more.
+        half = trials.removed(ScaleLr(CUT, f"learning rate x {CUT:g}", "always")) if self.experiment.thrifty else 0.0
+        if half < DECIDES:
+            half = trials.removed(ScaleLr(HALF, f"learning rate x {HALF:g}", "always"))
         decided_by_batch = found.batch_share is not None and found.batch_share >= DECIDES and found.kind == "one batch"
         if half >= DECIDES and not decided_by_batch:
             return replace(found, kind="large steps")
@@ -268,7 +301,7 @@ class Profiler:
 
         found: list[float] = []
         direction = None
-        for offset in SHARP_AT:
+        for offset in SHARP_AT[-DECIDING_AT:] if self.experiment.thrifty else SHARP_AT:
             held = trials.steps.get(offset, ())
             if len(held) != 1:
                 continue
@@ -282,6 +315,19 @@ class Profiler:
             found.append(made.ratio)
             direction = made.direction
         return tuple(found)
+
+
+def enough(found: Iterable[Profile], event: Event, run: Run) -> bool:
+    """Whether a verdict needs no profile of this event: others tell what it is.
+
+    Its batch holds a sample that carries another one, or several others are of one kind.
+    """
+    profiles = list(found)
+    named = [p.sample for p in profiles if p.kind == "one sample" and p.sample_known and p.sample is not None]
+    if event.step in rows_of(run, named):
+        return True
+    kinds = [p.kind for p in profiles if p.kind not in ("one sample", "undecided")]
+    return any(kinds.count(kind) >= OF_ONE_KIND for kind in kinds)
 
 
 def sequential(shares: Sequence[float]) -> bool | None:
@@ -300,9 +346,9 @@ class Trials:
     """The replays of one pair, and what each change removed of its area."""
 
     def __init__(self, experiment: Experiment, pair: Pair) -> None:
-        from whyspike.experiment import level_before, onset_of
+        from whyspike.replays import level_before, onset_of
 
-        self.experiment, self.pair = experiment, pair
+        self.experiment, self.pair = experiment, experiment.replays.ready(pair)
         base = experiment.replay(pair, BASELINE)
         self.onset = base.event_step
         self._from = onset_of(base)
@@ -322,6 +368,36 @@ class Trials:
         share = 1 - self._area(self.replay(intervention)) / self.area
         self.shares[intervention.words] = share
         return share
+
+    def reaches(self, intervention: Intervention, offset: int, share: float) -> float:
+        """As `removed`, in a replay that ends once it is known that less than `share` will be removed.
+
+        The area only grows: what it returns then is an upper bound, less than `share`.
+
+        Args:
+            offset: steps from the onset to the first one that is changed; it begins shortly before.
+        """
+        left, subject = (1 - share) * self.area, self.experiment.subject
+        window = self._begun(offset)
+        start = self.onset - subject.capsule(window.path).steps[0].step
+        made = subject.replay(
+            window,
+            intervention,
+            horizon=self.experiment.replays.reach,
+            probed_from=self.onset,
+            enough=lambda state: area_above(state[start:], self.level) > left,
+        )
+        found = 1 - area_above(made.excess_state[start:], self.level) / self.area
+        self.shares[intervention.words] = found
+        return found
+
+    def _begun(self, offset: int) -> Window:
+        """The window from some steps before the onset on, at most `APART` before the step at `offset`."""
+        window = self.pair.window
+        for lead in range(BEFORE - APART, -1, -APART):
+            if -offset <= lead:
+                window = self.experiment.subject.begun(window, lead)
+        return window
 
     def _area(self, made: Replayed) -> float:
         return area_above(made.excess_state[self._from :], self.level)

@@ -8,7 +8,7 @@ probe set of training samples. What the user's training was before the experimen
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from whyspike.record import Recorder
 
 HELD_BYTES = 1 << 25  # of a state that may be held in memory for every event
+HELD_TOGETHER = 1 << 29  # of larger states, all of them
 CONVENTION_STEPS = 4  # from a cut window on: its own loss shows what is logged, the next ones what was divided
 HORIZON = 20  # steps after the event; 90 % of a momentum of .9 is spent after 21 (causes.md C6: ln .1 / ln .9)
 
@@ -86,12 +87,24 @@ class Replayed:
         """Largest relative difference of a replayed loss to the recorded one."""
         return max(map(_difference, self.reported, self.recorded), default=0.0)
 
+    def until(self, horizon: int) -> Replayed:
+        """Its steps up to so many after the event."""
+        n = self.event_step - self.first_step + horizon + 1
+        if n >= len(self.reported):
+            return self
+        return replace(self, reported=self.reported[:n], state=self.state[:n], recorded=self.recorded[:n])
+
 
 def _difference(ours: float, theirs: float) -> float:
     """Relative; 0 for the same bits and for nan beside nan."""
     if ours == theirs or (math.isnan(ours) and math.isnan(theirs)):
         return 0.0
     return abs(ours - theirs) / max(abs(theirs), 1e-300) if math.isfinite(ours - theirs) else math.inf
+
+
+def _from(window: Window, step: int) -> Path:
+    """The name of a window's capsule that begins later, at `step`: it lies in memory."""
+    return Path(f"{window.path}#{step}")
 
 
 class Draws:
@@ -141,6 +154,7 @@ class Subject:
                 nominal=loss_fn.divisor or 1, divides="nominal" if divided else "none", logs="sum"
             )
         self._probe_s: float | None = None
+        self._held_bytes = 0
         self._loaded: dict[Path, capsule.Capsule] = {}
 
     @classmethod
@@ -249,7 +263,7 @@ class Subject:
 
         Measured in processor time. Call it before the first replay: all replays are measured on the same samples.
         """
-        pieces = self.probe_batches
+        pieces = self.probe_batches = self._joined(self.probe_batches, least)
         self.probe()
         start = process_time()
         self.probe()
@@ -258,6 +272,25 @@ class Subject:
             (k + 1 for k in range(len(pieces)) if sum(map(batches.size, pieces[: k + 1])) >= least), len(pieces)
         )
         self.probe_batches = pieces[: max(enough, int(seconds / each) if each > 0 else len(pieces))]
+
+    def _joined(self, pieces: list[Any], least: int) -> list[Any]:
+        """Pieces of `least` samples or more: a wide network takes as long for half as many, and has room for them."""
+        n = max(1, -(-least // batches.size(pieces[0])))
+        groups = [pieces[k : k + n] for k in range(0, len(pieces) - n + 1, n)]
+        try:
+            made = [batches.concat(group) for group in groups]
+            alike = np.isclose(
+                np.mean([self._loss_of(b) for b in made]), np.mean([self._loss_of(b) for g in groups for b in g]), 1e-3
+            )
+        except (RuntimeError, TypeError, ValueError, NotReplayable):
+            return pieces
+        return (
+            made if alike else pieces
+        )  # a loss that compares samples, or sums over them, is not the mean of its parts
+
+    def _loss_of(self, batch: Any) -> float:
+        with frozen(self.model):
+            return float(self.loss_fn(self.model, batch))
 
     def seconds_per_probe(self) -> float:
         """How long one measurement of the probe takes."""
@@ -304,19 +337,32 @@ class Subject:
     def begun(self, window: Window, lead: int) -> Window:
         """The same window from `lead` steps before its event on. The steps before are run once, unchanged.
 
-        Call it inside `kept()`. A window that begins later stays as it is, and so does that of a large network, whose
-        states would fill the memory.
+        Call it inside `kept()`. A window that begins later stays as it is, and so does that of a large network, once
+        its states would fill the memory.
         """
         held, first = self.capsule(window.path), window.event_step - lead
-        if held.step >= first or sum(t.numel() * t.element_size() for t in held.tensors.values()) > HELD_BYTES:
+        if held.step >= first:
             return window
-        key = Path(f"{window.path}#{first}")
-        if key not in self._loaded:
+        if _from(window, first) not in self._loaded:
             self.at(window, first)
-            here = capsule.capture(self.model, self.optimizer, scaler=self.rule.scaler, step=first)
-            later = tuple(s for s in held.steps if s.step >= first)
-            self._loaded[key] = replace(here, batch_size=held.batch_size, steps=later)
-        return replace(window, path=key)
+            self._hold(window, first)
+        return self.held(window, first) or window
+
+    def _hold(self, window: Window, step: int) -> None:
+        """Keep the state before `step`, at which the model is, if there is room."""
+        held, key = self.capsule(window.path), _from(window, step)
+        size = sum(t.numel() * t.element_size() for t in held.tensors.values())
+        if key in self._loaded or (size > HELD_BYTES and self._held_bytes + size > HELD_TOGETHER):
+            return
+        self._held_bytes += size if size > HELD_BYTES else 0
+        here = capsule.capture(self.model, self.optimizer, scaler=self.rule.scaler, step=step)
+        later = tuple(s for s in held.steps if s.step >= step)
+        self._loaded[key] = replace(here, batch_size=held.batch_size, steps=later)
+
+    def held(self, window: Window, step: int) -> Window | None:
+        """The same window from a step on whose state a replay has held."""
+        key = _from(window, step)
+        return replace(window, path=key) if key in self._loaded else None
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -377,25 +423,36 @@ class Subject:
         *,
         redraw: int | None = None,
         horizon: int = HORIZON,
+        hold: int | None = None,
+        probed_from: int | None = None,
+        enough: Callable[[Sequence[float]], bool] | None = None,
     ) -> Replayed:
         """Run a window with an intervention. Call it inside `kept()`.
 
         Args:
             redraw: seed of another continuation: the batches after the event are other training samples. None
                 replays the recorded ones.
+            hold: a step whose state before it is held, so that other replays may begin there.
+            probed_from: the first step after which the probe is measured, where it is not wanted before; nan there.
+            enough: given the probe losses so far, whether the replay may end there. Asked where the probe is measured.
         """
         capsule.restore(self.capsule(window.path), self.model, self.optimizer, scaler=self.rule.scaler)
-        before = self.probe()
+        before = self.probe() if probed_from is None else math.nan
         reported, state, recorded = [], [], []
         skipped: set[int] = set()
         first = None
         for record, loss in self.steps(window, intervention, redraw, stop=window.event_step + horizon + 1):
             first = record.step if first is None else first
+            if hold is not None and record.step + 1 == hold:
+                self._hold(window, hold)
             reported.append(math.nan if loss is None else loss)
             if loss is None:
                 skipped.add(record.step)
-            state.append(self.probe())
+            probed = probed_from is None or record.step >= probed_from
+            state.append(self.probe() if probed else math.nan)
             recorded.append(record.loss)
+            if probed and enough is not None and enough(state):
+                break
         if first is None:
             raise NotReplayable(f"the capsule before step {window.event_step} holds no batches")
         values = (tuple(reported), tuple(state), before, tuple(recorded), frozenset(skipped))

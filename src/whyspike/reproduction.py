@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from whyspike.replay import Subject
+    from whyspike.replay import Replayed, Subject
     from whyspike.types import Event
 
 SPREAD = 4  # windows over the run, beside those of the events
@@ -60,6 +60,22 @@ def look(subject: Subject, events: Sequence[Event], seconds: float = SECONDS) ->
         if found is not None:
             made.append(found)
     return tuple(sorted(made, key=lambda r: r.first_step))
+
+
+def of_replays(replays: Sequence[Replayed]) -> tuple[Reproduction, ...]:
+    """The same of unchanged replays that were made for another reason; none where one is not bitwise the record.
+
+    A window that is bitwise the record needs no second run.
+    """
+    if not all(made.reproduced for made in replays):
+        return ()
+    found = {
+        made.first_step: Reproduction(
+            first_step=made.first_step, n_steps=len(made.reported), step=None, difference=0.0, largest=0.0, between=0.0
+        )
+        for made in sorted(replays, key=lambda made: len(made.reported))
+    }
+    return tuple(found[step] for step in sorted(found))
 
 
 def _of_events(subject: Subject, events: Sequence[Event]) -> list[Path]:

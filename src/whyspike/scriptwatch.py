@@ -30,6 +30,7 @@ from whyspike.scripttapes import ScriptTapes
 TORCH = os.path.dirname(torch.__file__) + os.sep
 MOST = 4  # recorders: more optimizers than that are parts of one training
 NAMES = 4096  # places in the code whose loss has a name
+NAMED = 256  # updates in which the losses are asked for their names; later the names say nothing new
 
 
 class Watched:
@@ -44,8 +45,8 @@ class Watched:
     @property
     def loss(self) -> torch.Tensor:
         """The loss of the latest update: all of them added up."""
-        one, *others = (x.reshape(()) for x in self.losses)
-        return torch.stack([one, *others]).sum() if others else one
+        losses = self.losses
+        return losses[0] if len(losses) == 1 else torch.stack([x.reshape(()) for x in losses]).sum()
 
 
 class ScriptWatch(Seams):
@@ -87,8 +88,8 @@ class ScriptWatch(Seams):
         self._unscaled: tuple[Any, torch.Tensor] | None = None
         self._in_scaler = False
         self._late: list[Watched] = []  # updates whose step ends with the scaler's update()
+        self._name_at: dict[tuple[int, int], tuple[Any, str | None]] = {}  # with the code, so that its id stays its own
         self._name_now: str | None = None  # of the loss that backward was called on last
-        self._name_at: dict[tuple[Any, int], str | None] = {}
         self._pass: weakref.ref[Pass] | None = None
         self._loader: weakref.ref[Any] | None = None
         self._ours = 0  # what passes now is not the script's
@@ -197,7 +198,9 @@ class ScriptWatch(Seams):
                 if self._unscaled[0]() is loss:
                     own = self._unscaled[1]
                 self._unscaled = None
-            name = self._name_now = self._named(own, loss)
+            name = None
+            if self.updates < NAMED or len(self.watched) > 1 or self._loss is not None:
+                name = self._name_now = self._named(own, loss)
             if self.taping.busy and self.watched:
                 self.taping.ended(own, self.watched[0].recorder)
             if own.numel() == 1 and (self._loss is None or name == self._loss):
@@ -209,7 +212,7 @@ class ScriptWatch(Seams):
         return loss
 
     def after_backward(self) -> None:
-        if self._ours or self._off or not self.watched:
+        if not self._closely or self._ours or self._off or not self.watched:
             return
         try:
             self._wait()
@@ -229,15 +232,17 @@ class ScriptWatch(Seams):
             frame = frame.f_back
         if frame is None:
             return None
-        place = (frame.f_code, frame.f_lasti)
-        if place not in self._name_at:
+        code = frame.f_code
+        place = (id(code), frame.f_lasti)  # a hash of the code itself reads all of it
+        known = self._name_at.get(place)
+        if known is None:
             if len(self._name_at) >= NAMES:
                 return None
             found = (k for k, v in frame.f_locals.items() if any(v is loss for loss in losses))
-            name = self._name_at[place] = next(found, None)
-            if name is not None:
-                self.names.add(name)
-        return self._name_at[place]
+            known = self._name_at[place] = (code, next(found, None))
+            if known[1] is not None:
+                self.names.add(known[1])
+        return known[1]
 
     def before_update(self, optimizer: Optimizer) -> None:
         if self._ours or self._off:
@@ -246,11 +251,12 @@ class ScriptWatch(Seams):
             if self.taping.busy and self._loader is None:
                 self.taping.cancel()  # what was waited for was another micro-batch
             self._before = len(self._pending)
-            one = self._of(optimizer)
+            one = self._by_optimizer.get(id(optimizer)) or self._of(optimizer)
             if one is None and self._pending and not self._follows(optimizer):
                 one = self._watch(optimizer)
             if one is not None:
-                self._training(one)
+                if one.evaluation is not None:
+                    self._training(one)
                 if one is not self.watched[0]:  # the batches of the first: one pass, one keeper of batches
                     draws = self.watched[0].recorder._draws
                     one.recorder._draws = [(None, None, *draw[2:]) for draw in draws]
@@ -270,6 +276,17 @@ class ScriptWatch(Seams):
             return
         self.updates += 1
         try:
+            one, pending = self._by_optimizer.get(id(optimizer)), self._pending
+            if (
+                self.updates > NAMED
+                and one is not None
+                and len(pending) == len(self.watched) == 1
+                and not self._in_scaler
+            ):
+                self._pending = []
+                self._latest = one.losses = pending
+                self._step(one)
+                return
             # A closure is called inside of the update, maybe many times: the first time counts, as in its result.
             del self._pending[self._before + 1 :]
             self._updated(optimizer)
@@ -291,14 +308,17 @@ class ScriptWatch(Seams):
             self._step(one)
 
     def _step(self, one: Watched) -> None:
-        with self._own():
+        self._ours += 1  # as `_own`, which costs as much as the rest
+        try:
             one.recorder.step(one.loss)
             if not self.taping.probed and one is self.watched[0]:
                 make = self.taping.probe_of(one.recorder)
                 if make is not None:
                     one.recorder.begin_probe(make)
-            if one is self.watched[0]:
+            if self._closely and one is self.watched[0]:
                 self._wait()
+        finally:
+            self._ours -= 1
         if self.stop is not None and one is self.watched[0] and one.recorder._step >= self.stop:
             self.enough = True
             raise SystemExit(0)

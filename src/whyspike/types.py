@@ -271,6 +271,7 @@ class Suspicion:
     # and needs no event
     alone: bool = False  # the identity is a fault in itself: it stands even where no event comes from it
     harm: Harm | None = None  # where the evidence itself shows it; None: what events and trials show
+    left_out: str | None = None  # of its experiment, for want of time
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,7 +54,8 @@ class AdaptiveEos(Cause):
             return self._of_log(seen) or self._unreplayed(seen)
         ratios = [r for p in profiles for r in p.sharpness[-2:]]
         # What holds for the spikes that were replayed holds for the others of the same kind.
-        events = [e for e in seen.events if e.id in seen.profiles or (e.kind == "spike" and not e.period)]
+        # One that is long in going back is a level shift.
+        events = [e for e in seen.events if e.id in seen.profiles or _is_up(e)]
         evidence = [
             Evidence(
                 statement="samples of one step",
@@ -170,6 +171,11 @@ class AdaptiveEos(Cause):
                 )
             )
         return cures
+
+
+def _is_up(event: Event) -> bool:
+    shift = event.kind == "level-shift" and (event.reported or 0.0) > 1.0
+    return (event.kind == "spike" or shift) and not event.period
 
 
 def _limit(beta1: float) -> float:

@@ -9,6 +9,7 @@ from whyspike.cause import Cause, Draw, Observation, ScratchCure, suspect
 from whyspike.types import Cure, Event, Evidence, Suspicion, Trial
 
 if TYPE_CHECKING:
+    from whyspike.profile import Profile
     from whyspike.seams import Intervention
 
 MOSTLY = 0.5  # of the profiled spikes: more of them without a batch to blame than with one
@@ -62,7 +63,7 @@ class LrTooHigh(Cause):
             ),
             Evidence(
                 statement="removed when the best of the 12 batches before is skipped (median of these spikes)",
-                observed=f"{np.median(best):.0%}" if best else "no batch could be skipped",
+                observed=_removed(large, best) if best else "no batch could be skipped",
                 expected="80 % or more if one batch sets the spike off",
             ),
             Evidence(
@@ -76,6 +77,17 @@ class LrTooHigh(Cause):
                 f"single batches carry {len(profiles) - len(large)} of the {len(profiles)} spikes that were replayed"
             )
             return suspect(self, events, evidence, outcome="refuted", reason=reason)
+        # Of a training whose replays are dear only some spikes were looked at: its trials tell of the others.
+        others_like = [e for e in seen.events if e.id in seen.unprofiled]
+        if others_like:
+            evidence.append(
+                Evidence(
+                    statement="spikes of the network that were not replayed batch by batch, for want of time",
+                    observed=f"{len(others_like)}",
+                    expected="gone at a lower learning rate, as those that were, if they are of the same kind",
+                )
+            )
+            events = [e for e in seen.events if e in events or e in others_like]
         return suspect(self, events, evidence)
 
     def interventions(self, seen: Observation, draw: Draw) -> Sequence[Intervention]:
@@ -144,3 +156,7 @@ class LrTooHigh(Cause):
                 )
             ),
         ]
+
+
+def _removed(profiles: Sequence[Profile], shares: Sequence[float]) -> str:
+    return f"{'at most ' if any(p.at_most for p in profiles) else ''}{np.median(shares):.0%}"
