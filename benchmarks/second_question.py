@@ -190,6 +190,7 @@ def replay(made: Training, *, full: bool) -> dict[str, Any]:
                         # What the user is told: the event begins with the batch, and its sample is named.
                         "by_one_batch": bool(skipped) and max(skipped.values()) >= DECIDES,
                         "batch_named": p.kind in ("one batch", "one sample") and event.step == p.batch_step,
+                        "clipped": p.share("gradient clipped to 3 x its median norm"),
                         "told": any(str(p.batch_step) in e.observed for e in beside.evidence(seen, [event.id]))
                         or (p.kind in ("one batch", "one sample") and event.step == p.batch_step),
                         "small": bool(record.n_samples[row] < (record.batch_size or 0)),
@@ -220,6 +221,25 @@ def replayed(
         made = kept(NAME, f"replays: {name}, seed {seed}, full={full}", lambda: replay(build(seed), full=full))  # noqa: B023
         spikes, quiet, seeds = spikes + made["spikes"], quiet + made["quiet"], seeds + 1
     return {"spikes": spikes, "quiet": quiet, "seeds": seeds}
+
+
+def replays(least: int, most: int, *, full: bool) -> dict[str, dict[str, Any]]:
+    """The spikes of every configuration that is replayed, and of the one with outliers."""
+    sick: Any = find_case("outlier-sample").sick
+    wanted = {LAST: "by_one_batch", FULL: "same_batch"}
+    found = {
+        name: replayed(
+            name,
+            lambda seed: training(seed, **CONFIGURATIONS[name]),  # noqa: B023
+            wanted.get(name, ""),
+            full=full,
+            least=least,
+            most=most,
+        )
+        for name in REPLAYED
+    }
+    made = replayed(OUTLIERS, lambda seed: sick(seed, PLAIN), "odd", full=False, least=least, most=most)
+    return {**found, OUTLIERS: made}
 
 
 def kinds(spikes: Sequence[dict[str, Any]]) -> str:
@@ -266,7 +286,7 @@ def naming_lines(found: dict[str, dict[str, Any]]) -> list[str]:
         decided, named = decided + len(by_one), named + sum(s["batch_named"] for s in by_one)
         told += sum(s["told"] for s in by_one)
         rest += [s["next"] for s in by_one if not s["batch_named"]]
-        clipped += [s["removed"].get("gradient clipped to 3 x its median norm") for s in by_one if not s["batch_named"]]
+        clipped += [s["clipped"] for s in by_one if not s["batch_named"]]
         if by_one:
             lines.append(
                 f"- {name}: skipping one batch removed 80 % or more of {len(by_one)} of {len(made['spikes'])} spikes; that "
@@ -383,8 +403,12 @@ def main() -> None:
     parser.add_argument("--scratch", type=int, default=2, help="seeds of the trainings from scratch")
     parser.add_argument("--replayed", type=int, default=3, help="seeds whose spikes are replayed, at least")
     parser.add_argument("--most", type=int, default=12, help="and at most, until there are 30 of each kind")
+    parser.add_argument("--naming", action="store_true", help="only which batch and which sample; nothing is written")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
+    if chosen.naming:
+        print("\n".join(naming_lines(replays(chosen.replayed, chosen.most, full=False))))
+        return
     seeds = range(100, 100 + chosen.seeds)
     counts = {
         name: [kept(NAME, f"run: {name}, seed {seed}", lambda: counted(name, seed)) for seed in seeds]  # noqa: B023
@@ -397,22 +421,8 @@ def main() -> None:
         ]
         for name in (FULL, CALM, LAST)
     }
-    sick: Any = find_case("outlier-sample").sick
-    wanted = {LAST: "by_one_batch", FULL: "same_batch"}
-    found = {
-        name: replayed(
-            name,
-            lambda seed: training(seed, **CONFIGURATIONS[name]),  # noqa: B023
-            wanted.get(name, ""),
-            full=True,
-            least=chosen.replayed,
-            most=chosen.most,
-        )
-        for name in REPLAYED
-    }
-    outliers = replayed(
-        OUTLIERS, lambda seed: sick(seed, PLAIN), "odd", full=False, least=chosen.replayed, most=chosen.most
-    )
+    everything = replays(chosen.replayed, chosen.most, full=True)
+    found = {name: everything[name] for name in REPLAYED}
     afresh = range(100, 100 + chosen.scratch)
     scratch = scratch_table(afresh)
     lines = [
@@ -444,7 +454,7 @@ def main() -> None:
         "",
         "## Which batch, which sample",
         "",
-        *naming_lines({**found, OUTLIERS: outliers}),
+        *naming_lines(everything),
         "",
         "## Full batches: the edge of stability",
         "",
