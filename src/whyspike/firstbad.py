@@ -163,8 +163,8 @@ def exact_loss(model: nn.Module, loss_fn: LossFn, batch: Any) -> float | None:
 def sample_of(model: nn.Module, loss_fn: LossFn, batch: Any) -> tuple[int, ...]:
     """The rows whose loss alone is not finite, or makes a gradient that is not. None where it is every row.
 
-    A large batch is tried in pieces, and row by row where a piece is not finite; where the rows of a whole piece are
-    not, it is the network and no row.
+    A large batch is tried in pieces, and row by row where a piece is not finite, until 64 rows are found. Where the
+    rows of a whole piece are not, it is the network and no row.
     """
     n = batches.size(batch)
 
@@ -182,6 +182,8 @@ def sample_of(model: nn.Module, loss_fn: LossFn, batch: Any) -> tuple[int, ...]:
             if len(here) == len(piece) and len(piece) == PIECE:
                 return ()
             found += here
+            if len(found) >= PIECE:  # further ones are not told
+                break
     except (WhySpikeError, ValueError, RuntimeError):
         return ()
     return tuple(found) if len(found) < n else ()
