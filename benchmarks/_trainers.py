@@ -221,6 +221,8 @@ class Model(nn.Module):
 class Counting(Model):
     """One that divides by the tokens of the whole step, which the Trainer tells it."""
 
+    accepts_loss_kwargs = True  # or a forward with **kwargs: else the Trainer keeps the count to itself
+
     def forward(self, input_ids: Any, labels: Any, num_items_in_batch: Any = None) -> dict[str, Any]:  # type: ignore[override]
         loss = self.loss_fn(self.net, (input_ids, labels))
         n = (labels != IGNORED).sum()
@@ -300,7 +302,7 @@ def optimizer_like(group: dict[str, Any], accumulate: int) -> Any:
         return keras.optimizers.Adam(
             group["lr"], beta_1=first, beta_2=second, epsilon=group["eps"], gradient_accumulation_steps=every
         )
-    return keras.optimizers.SGD(group["lr"], momentum=group["momentum"], gradient_accumulation_steps=every)
+    return keras.optimizers.SGD(group["lr"], momentum=float(group["momentum"]), gradient_accumulation_steps=every)
 
 
 Fit = Callable[[Parts, Path | None, bool], Any]  # (what, the run folder or None, closely) → the recorder or None

@@ -96,13 +96,16 @@ def measure(training: str, arm: str, framework: str) -> dict[str, Any]:
 def right(training: str, arm: str, found: Mapping[str, Any]) -> bool:
     if arm == "healthy":
         return found["status"] == "healthy" and found["cause"] != TRAININGS[training].cause
-    return (found["status"], found["cause"]) == ("explained", TRAININGS[training].cause)
+    # What does no harm is healthy, and named all the same.
+    return (found["outcome"], found["cause"]) == ("confirmed", TRAININGS[training].cause)
 
 
 def answer(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return "–"
-    return f"{found['outcome']}[{found['cause']}]" if found["cause"] else found["status"]
+    if not found["cause"]:
+        return found["status"]
+    return f"{'healthy' if found['status'] == 'healthy' else found['outcome']}[{found['cause']}]"
 
 
 def page(results: Mapping[tuple[str, str, str], Mapping[str, Any]]) -> str:

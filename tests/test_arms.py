@@ -20,6 +20,8 @@ from whyspike.cause import Observation, catalogue
 from whyspike.errors import NotReplayable
 from whyspike.interventions import RescaleLoss, ScaleLr, SkipBatch
 from whyspike.judge import judge
+from whyspike.orders import Divisible, FixedOrder
+from whyspike.readers import read
 from whyspike.script import Command
 from whyspike.seams import BASELINE
 from whyspike.types import Event, Run, Suspicion
@@ -49,6 +51,7 @@ def weights(path: Path) -> str:
     ("change", "edit"),
     [
         (SkipBatch("the last batch dropped", "partial"), ("shuffle=True)", "shuffle=True, drop_last=True)")),
+        pytest.param(Divisible(), ("shuffle=True)", "shuffle=True, drop_last=True)"), marks=pytest.mark.slow),
         pytest.param(BASELINE, ("", ""), marks=pytest.mark.slow),
         pytest.param(ScaleLr(0.5, where="always"), ("lr=0.01", "lr=0.005"), marks=pytest.mark.slow),
         pytest.param(
@@ -57,7 +60,7 @@ def weights(path: Path) -> str:
             marks=pytest.mark.slow,
         ),
     ],
-    ids=["drop the last batch", "unchanged", "half the lr", "weight the last batch"],
+    ids=["drop the last batch", "draw no last batch", "unchanged", "half the lr", "weight the last batch"],
 )
 def test_a_change_at_the_seams_is_the_edited_script_bit_by_bit(change, edit, tmp_path):
     script = written(tmp_path, loop())
@@ -65,8 +68,8 @@ def test_a_change_at_the_seams_is_the_edited_script_bit_by_bit(change, edit, tmp
     edited = written(tmp_path, loop().replace(*edit), "edited.py")
     assert python(tmp_path / "there", edited, "6").returncode == 7
     assert arm["weights"] == weights(tmp_path / "there" / "model.pt")
-    assert len(arm["loss"]) == 54
-    assert arm["n_samples"][:9] == [8] * 8 + [6]
+    per_epoch = [8] * 8 + [6] * (not isinstance(change, Divisible))
+    assert arm["n_samples"] == per_epoch * 6
     assert sum(v == "nan" for v in arm["loss"]) == (6 if isinstance(change, SkipBatch) else 0)
     assert not (tmp_path / "here" / "model.pt").exists()  # what an arm writes is thrown away
 
@@ -105,6 +108,151 @@ def test_an_arm_leaves_the_users_files_alone(tmp_path):
     assert (folder / "model.pt").read_text() == "of last week"
     assert elsewhere.read_text() == "old"
     assert not list((folder / "notes").iterdir())
+
+
+@pytest.mark.slow
+def test_another_order_is_that_of_the_edited_script(tmp_path):
+    script = written(tmp_path, loop())
+    (arm,) = source(tmp_path / "here", script, "3").results([Wanted(intervention=FixedOrder())])
+    # The first epoch's order again and again. The loader draws its numbers as ever, so dropout does, too.
+    text = (
+        loop()
+        .replace("loader = ", "seen = []\n        loader = ")
+        .replace(
+            "for a, b in loader:",
+            "for rows in ORDER(loader.batch_sampler, seen):\n                a, b = x[rows], y[rows]",
+        )
+    )
+    text = text.replace(
+        "def main",
+        """def ORDER(sampler, seen):
+        torch.empty((), dtype=torch.int64).random_()  # the loader's seed for its workers
+        drawn = list(sampler)
+        seen[:] = seen or drawn
+        return list(seen)
+
+    def main""",
+        1,
+    )
+    edited = written(tmp_path, text, "edited.py")
+    assert python(tmp_path / "there", edited, "3").returncode == 7
+    assert arm["weights"] == weights(tmp_path / "there" / "model.pt")
+
+
+GAN = """
+    import torch
+    from torch import nn
+    from torch.utils.data import DataLoader, TensorDataset
+
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    angle = torch.randint(8, (32 * 4 + 10,)) * (torch.pi / 4)
+    real_data = torch.stack([angle.cos(), angle.sin()], 1) + 0.1 * torch.randn(len(angle), 2)
+    netG = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+    netD = nn.Sequential(nn.Linear(2, 16), nn.LeakyReLU(0.2), nn.Linear(16, 1))
+    criterion = nn.BCEWithLogitsLoss(reduction="sum")
+    optimizerD = torch.optim.Adam(netD.parameters(), lr=1e-3, betas=(0.5, 0.999))
+    optimizerG = torch.optim.Adam(netG.parameters(), lr=1e-3, betas=(0.5, 0.999))
+    for epoch in range(2):
+        for (real,) in DataLoader(TensorDataset(real_data), batch_size=32, shuffle=True):
+            netD.zero_grad()
+            errD_real = criterion(netD(real).view(-1), torch.full((len(real),), 0.9))
+            errD_real.backward()
+            fake = netG(torch.randn(len(real), 8))
+            errD_fake = criterion(netD(fake.detach()).view(-1), torch.zeros(len(real)))
+            errD_fake.backward()
+            optimizerD.step()
+            netG.zero_grad()
+            errG = criterion(netD(fake).view(-1), torch.ones(len(real)))
+            errG.backward()
+            optimizerG.step()
+    torch.save(netD.state_dict(), "model.pt")
+"""
+
+
+@pytest.mark.slow
+def test_a_change_of_one_loss_leaves_that_of_the_other_optimizer_alone(tmp_path):
+    script = written(tmp_path, GAN)
+    weighted = RescaleLoss(lambda at: at.n_samples / at.batch_size, "weighted by b/B", "partial")
+    own, arm = source(tmp_path / "here", script).results([Wanted(intervention=i) for i in (BASELINE, weighted)])
+    edited = GAN
+    for name in ("errD_real", "errD_fake"):
+        edited = edited.replace(f"{name}.backward()", f"({name} * (len(real) / 32)).backward()")
+    written(tmp_path, edited, "edited.py")
+    assert python(tmp_path / "there", str(tmp_path / "edited.py")).returncode == 0
+    assert arm["weights"] == weights(tmp_path / "there" / "model.pt")
+    assert python(tmp_path / "there", "-m", "whyspike", "run", "--no-prove", script).returncode == 0
+    runs = sorted((tmp_path / "there" / "whyspike-runs").iterdir())
+    assert len(runs) == 2
+    assert read(runs[0]).loss.tolist() == own["loss"]  # two losses added up, here as there
+
+
+SORTED = """
+    import torch
+    from sklearn.datasets import load_digits
+    from torch import nn
+    from torch.utils.data import DataLoader, TensorDataset
+
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    digits = load_digits()
+    images = torch.tensor(digits.data, dtype=torch.float32) / 16
+    classes = torch.tensor(digits.target)
+    lie = torch.argsort(classes[:1280] // 5, stable=True)  # the small digits first
+    loader = DataLoader(TensorDataset(images[lie], classes[lie]), 32)
+    model = nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    carried = torch.zeros(1)
+    for epoch in range(14):
+        for x, y in loader:
+            loss = nn.functional.cross_entropy(model(x), y) + 1e-6 * carried
+            carried += loss.detach()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+"""
+
+
+@pytest.mark.slow
+def test_an_order_that_repeats_itself_is_proven_by_runs_in_another_one(tmp_path):
+    script = written(tmp_path, SORTED)
+    made = python(tmp_path, "-m", "whyspike", "prove", "--budget", "4", "--format", "json", script)
+    verdict = json.loads(made.stdout)["verdicts"][0]
+    assert (verdict["cause"], verdict["outcome"]) == ("fixed-order", "confirmed"), made.stderr
+    assert [a["n"] for a in verdict["arms"]] == [13, 13, 13]
+    (cure,) = verdict["cures"]
+    assert cure["verified"] or cure["verified"] is None  # None where the budget was too small for it
+
+
+STREAM = """class Stream(torch.utils.data.IterableDataset):
+        def __init__(self, x, y):
+            self.rows = list(zip(x, y))
+
+        def __iter__(self):
+            return iter(self.rows)
+
+    def main"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (
+            (("TensorDataset(x, y)", "Stream(x, y)"), (", shuffle=True", ""), ("def main", STREAM)),
+            "over a map-style data",
+        ),
+        ((("in loader:", "in zip(x.split(8), y.split(8)):"),), "no loader hands out the batches of its training"),
+    ],
+    ids=["a stream", "no loader"],
+)
+def test_a_script_whose_order_cannot_be_changed_is_told_so(edit, says, tmp_path):
+    text = loop()
+    for old, new in edit:
+        assert old in text
+        text = text.replace(old, new, 1)
+    with pytest.raises(NotReplayable, match=says):
+        source(tmp_path, written(tmp_path, text), "2").results([Wanted(intervention=FixedOrder())])
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import whyspike
+from whyspike import cures
 from whyspike.cures import BlockedSampler, SkipAndName, WithReplacementSampler, clip_threshold, per_unit
 from whyspike.errors import BadTraining, UnreadableRun
 from whyspike.exponent import measure
@@ -82,3 +83,9 @@ def test_a_bad_batch_is_skipped_and_named():
     assert "it holds the samples [7]" in said[1]
     assert torch.isfinite(model.weight).all()
     assert not torch.equal(model.weight, weights)
+
+
+@pytest.mark.parametrize("part", [per_unit, BlockedSampler, WithReplacementSampler, clip_threshold, SkipAndName])
+def test_each_part_says_when_it_is_not_the_cure(part):
+    assert "Not " in part.__doc__
+    assert part.__module__ == cures.__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from contextlib import nullcontext
 
 import pytest
@@ -170,6 +171,19 @@ def test_a_training_step_of_ones_own_is_recorded_and_said(tmp_path):
     with pytest.warns(RuntimeWarning, match="OwnStep has a training_step of its own"):
         train(tmp_path, spikes, cls=OwnStep, num_train_epochs=1)
     assert len(read(spikes.path)) == 10
+
+
+def test_a_training_step_of_ones_own_can_be_replayed_through_a_loss_fn(tmp_path):
+    def loss_fn(model, batch):
+        return model(**batch, num_items_in_batch=(batch["labels"] != -100).sum()).loss
+
+    spikes = SpikeRecorderCallback(path=tmp_path / "run", loss_fn=loss_fn, closely=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        train(tmp_path, spikes, cls=OwnStep, num_train_epochs=1)
+    subject = Subject.of(spikes.recorder, read(spikes.path))
+    with subject.kept():
+        assert subject.replay(subject.window(0)).noise == 0.0
 
 
 # --------------------------------------------------------------------------- the accumulation bug

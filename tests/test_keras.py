@@ -222,6 +222,17 @@ def test_a_compiled_step_gives_its_batch_losses_and_says_what_is_lost(tmp_path, 
     assert spikes.diagnose().answer.status in ("healthy", "unexplained", "cannot-say")
 
 
+def test_several_steps_at_once_are_refused_by_keras_itself_and_leave_nothing_behind(tmp_path):
+    model = net(steps_per_execution=4)
+    spikes = SpikeRecorder(tmp_path / "run")
+    with pytest.raises(ValueError, match="`steps_per_execution` must be 1 with the PyTorch backend"):
+        fit(model, [spikes])
+    model.compile(optimizer=model.optimizer, loss=CrossEntropy)  # the same model, as it is to be
+    fit(model, [again := SpikeRecorder(tmp_path / "again")])
+    assert len(read(again.path)) == 22
+    assert "train_step" not in vars(model)
+
+
 class Own(keras.Model):
     """A step of its own that never calls compute_loss."""
 

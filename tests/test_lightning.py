@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from contextlib import nullcontext
 
 import pytest
@@ -137,6 +138,21 @@ def test_what_optimizes_by_hand_is_recorded_and_said_not_to_be_provable(tmp_path
     with pytest.warns(RuntimeWarning, match="optimizes by hand.*SpikeRecorder\\(loss_fn="):
         fit(tmp_path, [spikes], module=Net(by_hand=True), gradient_clip_val=None)
     assert len(read(spikes.path)) == 22
+
+
+def test_what_optimizes_by_hand_can_be_replayed_through_a_loss_fn(tmp_path):
+    def loss_fn(module, batch):
+        return F.cross_entropy(module.net(batch[0]), batch[1])
+
+    plain, _ = fit(tmp_path, module=Net(by_hand=True), gradient_clip_val=None)
+    spikes = SpikeRecorder(tmp_path / "run", loss_fn=loss_fn, closely=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        watched, _ = fit(tmp_path, [spikes], module=Net(by_hand=True), gradient_clip_val=None)
+    assert same(plain, watched)
+    subject = Subject.of(spikes.recorder, read(spikes.path))
+    with subject.kept():
+        assert subject.replay(subject.window(0)).noise == 0.0
 
 
 class Two(Net):

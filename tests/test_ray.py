@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from test_arms import source
+from test_arms import arms_in, proven, source
 from test_scripts import loop, python, written
 
+from whyspike import launch
 from whyspike.arms import Wanted
 from whyspike.interventions import ScaleLr, SkipBatch
 from whyspike.seams import BASELINE
@@ -22,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 def local_ray(tmp_path_factory) -> Iterator[None]:
     """Two workers on this machine. Ray writes a token into HOME."""
     home, os.environ["HOME"] = os.environ.get("HOME"), str(tmp_path_factory.mktemp("home"))
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ |= launch.RAY
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
     yield
     ray.shutdown()
@@ -43,6 +46,8 @@ def test_arms_on_ray_are_those_on_joblib(tmp_path):
     other = replace(source(tmp_path / "b", script, "2"), on="ray", workers=None)
     assert other.at_once == 2
     assert one.results(ARMS) == other.results(ARMS)
+    priority = ray.remote(lambda: os.nice(0))
+    assert ray.get(priority.remote()) == os.nice(0)  # not behind everything else on the machine
 
 
 def test_a_lost_worker_is_replaced_and_what_has_ended_is_kept(tmp_path):
@@ -61,10 +66,11 @@ def test_a_lost_worker_is_replaced_and_what_has_ended_is_kept(tmp_path):
 
 
 def test_prove_on_ray(tmp_path):
-    script = written(tmp_path, loop())
-    made = python(tmp_path, "-m", "whyspike", "prove", "--on", "ray", "--budget", "5", script, "--", "2")
-    assert made.returncode == 0, made.stderr
-    assert "healthy" in made.stdout
+    made = subprocess.run(proven(tmp_path, "--on", "ray"), cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert made.returncode == 1, made.stderr
+    (verdict,) = [v for v in json.loads(made.stdout)["verdicts"] if v["cause"] == "sum-reduction"]
+    assert verdict["outcome"] == "confirmed"
+    assert len(arms_in(tmp_path)) >= 3
 
 
 def test_a_function_is_not_handed_to_ray(tmp_path):

@@ -23,7 +23,7 @@ from whyspike import form, reports
 from whyspike.errors import UnreadableRun, WhySpikeError
 from whyspike.reports import _words as words
 from whyspike.reports import json as document
-from whyspike.reports import terminal
+from whyspike.reports import markdown, terminal
 from whyspike.types import Arm, Cure, Event, Finding, Note, Preflight
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
@@ -78,6 +78,24 @@ def test_a_harmless_cause_is_healthy_and_still_named():
     text = terminal.render(replace(made, answer=answer, verdicts=(noise,)))
     assert text.startswith("healthy[batch-size-noise]: ")
     assert "spikes on the last batch of an epoch" in text
+
+
+@pytest.mark.parametrize(
+    ("framework", "shown"), [("keras 3.15.1 on torch", "keras"), ("lightning", "torch"), (None, "")]
+)
+def test_code_is_that_of_the_framework_which_trained(framework: str | None, shown: str):
+    made = explained()
+    assert made.record is not None
+    record = replace(made.record, facts={**made.record.facts, **({"framework": framework} if framework else {})})
+    made = replace(made, record=record)
+    codes = [list(c.code) for c in made.verdicts[0].cures]
+    assert any({"torch", "keras"} <= set(names) for names in codes)
+    expected = [[shown] if shown in names else ["torch"] if shown else names for names in codes]
+    for name in ("torch", "keras"):
+        count = sum(names.count(name) for names in expected)
+        assert terminal.render(made).count(f"|  {name}: ") == count
+        assert markdown.render(made).count(f"\n# {name}\n") == count
+        assert f'"{name}"' in made.to_json()  # which keeps all of them
 
 
 def test_colours_change_nothing_but_colours():

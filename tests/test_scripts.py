@@ -305,7 +305,10 @@ def test_a_script_is_proven_by_a_closer_record(name, tmp_path):
     ours = python(tmp_path / "ours", "-m", "whyspike", "prove", "--budget", "5", "--format", "json", script)
     assert ours.returncode == 1, ours.stderr
     made = json.loads(ours.stdout)
-    assert (made["answer"]["cause"], made["verdicts"][0]["outcome"]) == (CAUSES[name], "confirmed")
+    assert made["answer"]["cause"] == CAUSES[name]
+    # It has four spikes, and the sign test of four pairs cannot be below 2**-4.
+    assert made["verdicts"][0]["outcome"] == ("likely" if name == "lr_too_high" else "confirmed")
+    assert made["verdicts"][0]["arms"][0]["n"] >= 8
     assert plain.returncode == 0
     assert same_weights(tmp_path / "plain" / "model.pt", tmp_path / "ours" / "model.pt")
 

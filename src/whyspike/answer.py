@@ -123,6 +123,8 @@ def _proof(verdict: Verdict, seen: Observation) -> str:
             return ""
         if of_log(seen.run):
             return f"The log makes this likely. What would decide it: {catalogue()[verdict.cause].decides}."
+        if verdict.reason:
+            return f"The record makes this likely. It is not proven: {verdict.reason}."
         return "The record makes this likely; a replay would prove it."
     placebo = next((a for a in verdict.arms if a.arm == "placebo" and a.share_removed is not None), None)
     beside = f"; a placebo, {percent(placebo.share_removed or 0.0)}" if placebo is not None else ""

@@ -18,6 +18,7 @@ from whyspike import probeset
 from whyspike.arm import numbers
 from whyspike.frozen import frozen
 from whyspike.hooks import Begin
+from whyspike.loader_order import changes_order, reorder
 from whyspike.scriptwatch import ScriptWatch, Watched
 from whyspike.seams import Intervention, StepContext
 
@@ -37,6 +38,7 @@ class ArmWatch(ScriptWatch):
         self.losses: list[float] = []  # of every step, nan where it was skipped
         self.sizes: list[int] = []
         self._begun = False
+        self._orders: list[np.ndarray] = []  # of the passes so far, where the intervention changes them
         self._at: StepContext | None = None
         self._parent = os.getppid()
 
@@ -63,16 +65,32 @@ class ArmWatch(ScriptWatch):
         return one if one is not None and one is self.watched[0] else None
 
     def draws(self, loader: Any, begin: Begin) -> Iterator[Any]:
+        if changes_order(self.intervention) and not (self._ours or self._off or self._is_evaluation(loader)):
+            try:
+                reorder(loader, self.intervention, 0, self._orders)  # for good: this process is thrown away
+            except Exception as error:  # nothing else can come of this arm
+                self._fail(error)
+                raise SystemExit(0) from error
         made = super().draws(loader, begin)
         return _Changed(self, made) if self.watched and made is self._last_pass() else made
 
     def _last_pass(self) -> Any:
         return None if self._pass is None else self._pass()
 
+    def _is_of_first(self) -> bool:
+        """Whether the loss that backward is called on is one of the first training's, not of another optimizer's."""
+        if not self.watched:
+            return False
+        first, *others = self.watched
+        if first.recorder.loader is not None and not first.recorder._draws:
+            return False  # its update with this batch has been made
+        name = self._name_now
+        return name in first.names or not any(name in one.names for one in others)
+
     def backward(self, loss: torch.Tensor) -> torch.Tensor:
         waiting = len(self._pending)
         super().backward(loss)
-        if self._ours or self._off or len(self._pending) == waiting or not self.watched:
+        if self._ours or self._off or len(self._pending) == waiting or not self._is_of_first():
             return loss
         at = self.at()
         changed = self.intervention.loss(at, loss)
@@ -100,7 +118,7 @@ class ArmWatch(ScriptWatch):
 
     def _step(self, one: Watched) -> None:
         if one is self.watched[0]:
-            self.losses.append(math.fsum(float(x) for x in one.losses))
+            self.losses.append(float(one.loss))
             self.sizes.append(sum(max(0, draw[3]) for draw in one.recorder._draws))
             if os.getppid() != self._parent:  # who asked for it is gone
                 os._exit(1)
@@ -115,6 +133,8 @@ class ArmWatch(ScriptWatch):
         """What the arm gave."""
         if not self.watched or not self.losses:
             return {"error": "the script made no update"}
+        if changes_order(self.intervention) and not self._orders:
+            return {"error": "no loader hands out the batches of its training, so that their order cannot be changed"}
         recorder = self.watched[0].recorder
         digest = hashlib.sha256()
         for _, p in recorder.model.named_parameters():

@@ -35,6 +35,9 @@ class Seams:
         """`backward` is called on it; what is returned takes its place."""
         return loss
 
+    def after_backward(self) -> None:
+        """It has ended."""
+
     def scaled(self, loss: torch.Tensor, scaled: torch.Tensor) -> None:
         """A GradScaler has scaled the loss."""
 
@@ -120,9 +123,11 @@ class Hooks:
                 return original(tensor, *args, **kwargs)
             self._inside += 1
             try:
-                return original(self.seams.backward(tensor), *args, **kwargs)
+                made = original(self.seams.backward(tensor), *args, **kwargs)
             finally:
                 self._inside -= 1
+            self.seams.after_backward()
+            return made
 
         return backward
 
@@ -136,9 +141,11 @@ class Hooks:
                     tensors = self.seams.backward(tensors)
                 else:
                     tensors = tuple(self.seams.backward(t) for t in tensors)
-                return original(tensors, *args, **kwargs)
+                made = original(tensors, *args, **kwargs)
             finally:
                 self._inside -= 1
+            self.seams.after_backward()
+            return made
 
         return backward
 

@@ -190,7 +190,7 @@ class Keeper:
         """
         if self._before_last(index, last) and step - self._last_boundary >= max(self.stride.every, APART):
             due = step > self._last
-        elif step in (0, self._foreseen):  # what goes wrong in the first steps can be replayed from the start alone
+        elif self._last < 0 or step == self._foreseen:  # what goes wrong first can be replayed from the start alone
             due = True
         elif step - self._last < APART or not self.stride.due(step):
             due = False
@@ -205,7 +205,7 @@ class Keeper:
 
     def take(self, step: int, index: int, last: int | None, elapsed_s: float) -> None:
         """Take a snapshot before this step."""
-        kind = "start" if step == 0 else "epoch-end" if self._before_last(index, last) else "steady"
+        kind = "start" if self._last < 0 else "epoch-end" if self._before_last(index, last) else "steady"
         self._last = step
         self.next_step = self._next(step + 1, index + 1 if index >= 0 else -1, last)
         start = perf_counter()

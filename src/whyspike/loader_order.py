@@ -29,9 +29,9 @@ def changes_order(intervention: Intervention) -> bool:
 class _Ordered:
     """A batch sampler whose epochs pass through the order seam, and which is otherwise the one it wraps."""
 
-    def __init__(self, inner: Any, intervention: Intervention, seed: int) -> None:
+    def __init__(self, inner: Any, intervention: Intervention, seed: int, previous: list[np.ndarray]) -> None:
         self._inner, self._intervention, self._seed = inner, intervention, seed
-        self._previous: list[np.ndarray] = []
+        self._previous = previous
 
     def __iter__(self) -> Iterator[list[int]]:
         drawn = [np.asarray(batch) for batch in self._inner]
@@ -71,8 +71,26 @@ def reordered(loader: Any, intervention: Intervention, seed: int = 0) -> Iterato
     if not changes_order(intervention):
         yield
         return
+    undo = reorder(loader, intervention, seed, [])
+    try:
+        yield
+    finally:
+        undo()
+
+
+def reorder(loader: Any, intervention: Intervention, seed: int, previous: list[np.ndarray]) -> Callable[[], None]:
+    """Let every pass over the loader go through the order seam, until the function that is returned is called.
+
+    Args:
+        previous: the dataset indices of the passes before, in their order; this and every later pass is appended.
+
+    Raises:
+        NotReplayable: as `reordered`.
+    """
     inner = data_loader(loader)
     sampler = getattr(inner, "batch_sampler", None)
+    if isinstance(sampler, _Ordered):
+        return lambda: None
     if inner is None or sampler is None or isinstance(inner.dataset, IterableDataset):
         raise NotReplayable(
             f"the order of {type(loader).__name__} cannot be changed; it needs a torch DataLoader over a map-style "
@@ -81,8 +99,5 @@ def reordered(loader: Any, intervention: Intervention, seed: int = 0) -> Iterato
     if getattr(inner, "_iterator", None) is not None:
         raise NotReplayable("the loader's workers stay between epochs and keep their order; build a fresh DataLoader")
     # DataLoader.__setattr__ forbids this after __init__
-    object.__setattr__(inner, "batch_sampler", _Ordered(sampler, intervention, seed))
-    try:
-        yield
-    finally:
-        object.__setattr__(inner, "batch_sampler", sampler)
+    object.__setattr__(inner, "batch_sampler", _Ordered(sampler, intervention, seed, previous))
+    return lambda: object.__setattr__(inner, "batch_sampler", sampler)

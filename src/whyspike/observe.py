@@ -235,6 +235,10 @@ def _missing(run: Run) -> Sequence[str]:
 
 
 def _missing_of_script(run: Run) -> Sequence[str]:
+    if run.facts.get("beside"):
+        return ["replays: the batches and the snapshots belong to the optimizer that was made first"]
+    if run.index is None and run.batch_size is not None:
+        return ["the place of a step in its epoch and sample ids: the batches come from no torch DataLoader"]
     if run.index is None:
         return [
             "replays, the place of a step in its epoch and sample ids: the batches come from no torch DataLoader; what "

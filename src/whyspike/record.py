@@ -31,6 +31,7 @@ from whyspike import batches, clipwatch, probeset
 from whyspike.boundarywatch import BoundaryWatch
 from whyspike.cliporder import ClipOrder, unscaled_by
 from whyspike.errors import BadTraining
+from whyspike.frozen import rng_state
 from whyspike.gradwatch import GradWatch
 from whyspike.hyper import Hyper, hyperparameters, without_lr
 from whyspike.keeper import Keeper
@@ -440,14 +441,7 @@ class Recorder:
         self._draws = [(kept, versions, ids, n, self._rng.note(step, before))]
         if keeper is not None:
             self._fresh = keeper.fresh
-            if step >= keeper.next_step:
-                index, last = step - self._context[1], self._last_index()
-                if keeper.due(step, index, last):
-                    keeper.take(step, index, last, monotonic() - self._begun)
-                    self._drain_by_ready()
-                    self._rng.look_again(step, step // keeper.stride.every)
-            self._next_snapshot = keeper.next_step
-            self._attention = min(self._attention, self._next_snapshot)
+        self._snapshot(step)
         self._measures.gather(batch, n)
         if self._measures.wanted and self._left is not None and self._left.wanted:
             self._left.begin()
@@ -458,6 +452,40 @@ class Recorder:
             or self._fresh is None
             or type(ids) is not array
         )
+
+    def _snapshot(self, step: int) -> None:
+        """Take one before this step, where one is due."""
+        keeper = self._keeper
+        if keeper is None:
+            return
+        if step >= keeper.next_step:
+            index, last = step - self._context[1], self._last_index()
+            if keeper.due(step, index, last):
+                keeper.take(step, index, last, monotonic() - self._begun)
+                self._drain_by_ready()
+                self._rng.look_again(step, step // keeper.stride.every)
+        self._next_snapshot = keeper.next_step
+        self._attention = min(self._attention, self._next_snapshot)
+
+    def _begins(self) -> Any:
+        """A forward pass begins on a batch that no loader drew, and that is known when its loss is: see `_given`.
+
+        Returns:
+            The generators, as they are.
+        """
+        if not self._off and not self._draws:
+            self._snapshot(self._step)
+        return rng_state()
+
+    def _given(self, batch: Any, rng: Any) -> None:
+        """The batch of the forward pass that has ended, and what `_begins` returned when it began."""
+        keeper, draws, n = self._keeper, self._draws, _size(batch)
+        kept, versions = keeper.hold(batch) if keeper is not None and len(draws) < MOST_MICRO else (None, None)
+        if self._nominal < 0:
+            self._set_nominal(n)
+        self.learned["step_size"] = self._nominal * max(self._micro_per_step, len(draws) + 1)
+        self._draws = [*draws, (kept, versions, None, n, rng)]
+        self._measures.gather(batch, n)
 
     def _last_index(self) -> int | None:
         """The index of the last step of this epoch, as far as it can be foreseen."""

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from whyspike import scriptorders
 from whyspike.arm import ArmDraws
 from whyspike.arms import ScriptSource, Wanted
 from whyspike.cause import Cause, Observation, catalogue
@@ -151,6 +152,8 @@ def decided(trials: Sequence[Trial], causes: int) -> bool:
 
 
 def _can(cause: Cause) -> bool:
+    if cause.window == "epoch":
+        return cause.measure == "pattern"
     return cause.window == "event" and cause.measure in PLOTTED
 
 
@@ -301,6 +304,33 @@ class _Plan:
         )
 
 
+class _OrderPlan(_Plan):
+    """What a suspicion about the order of the samples asks for."""
+
+    def __init__(
+        self,
+        cause: Cause,
+        suspicion: Suspicion,
+        where: Sequence[tuple[Event, int]],
+        changes: list[tuple[str, Intervention]],
+        run: Run,
+    ) -> None:
+        super().__init__(cause, suspicion, where, changes)
+        self.steps, self._run = (), run
+
+    def repeats(self, seen: Observation) -> bool:
+        return False
+
+    def trials(
+        self,
+        course: _Course,
+        losses: Mapping[tuple[str, str], np.ndarray],
+        where: Sequence[tuple[Event, int]],
+        seed: int = 0,
+    ) -> list[Trial]:
+        return scriptorders.trials_of(self._run, self.cause, self.suspicion, self.changes, losses, where[0][0])
+
+
 def _plan(seen: Observation, suspicion: Suspicion) -> _Plan | None:
     cause = catalogue()[suspicion.cause]
     draw = ArmDraws()
@@ -308,6 +338,12 @@ def _plan(seen: Observation, suspicion: Suspicion) -> _Plan | None:
     if not interventions:
         return None
     placebo = cause.placebo(seen, draw)
+    changes: list[tuple[str, Intervention]] = [("intervention", interventions[0])]
+    if placebo is not None:
+        changes.append(("placebo", placebo))
+    if cause.window == "epoch":
+        where = [(seen.event(suspicion.events[0]), 0)]
+        return _OrderPlan(cause, suspicion, where, changes, seen.run) if scriptorders.epochs_of(seen.run) else None
     where = [
         (event, int(step))
         for event in map(seen.event, suspicion.events)
@@ -315,7 +351,4 @@ def _plan(seen: Observation, suspicion: Suspicion) -> _Plan | None:
         for step in occurrences(seen.run, event)
     ]
     unique = {step: (event, step) for event, step in where}
-    changes: list[tuple[str, Intervention]] = [("intervention", interventions[0])]
-    if placebo is not None:
-        changes.append(("placebo", placebo))
     return _Plan(cause, suspicion, [unique[k] for k in sorted(unique)], changes) if unique else None

@@ -18,23 +18,22 @@ class ScriptPass(Pass):
 
     def __init__(self, watch: ScriptWatch, loader: Any, begin: Begin) -> None:
         first, *self._others = [one.recorder for one in watch.watched]
-        self._watch = watch
+        self._watch, self._one, self._taping = watch, watch.watched[0], watch.taping
         super().__init__(first, loader, begin)
         for recorder in self._others:
             recorder._epoch_begins(loader)
 
     def __next__(self) -> Any:
-        watch = self._watch
-        if watch.watched[0].evaluation is not None:
-            watch._training(watch.watched[0])
-        if watch.taping.busy:
-            watch.taping.cancel()
-        batch = super().__next__()
-        if not watch._off:
+        if self._one.evaluation is not None:
+            self._watch._training(self._one)
+        if self._taping.busy:
+            self._taping.cancel()
+        batch = Pass.__next__(self)
+        if not self._watch._off:
             try:
-                return watch.taping.drawn(batch, self._recorder)
+                return self._taping.drawn(batch, self._recorder)
             except Exception as error:
-                watch._fail(error)
+                self._watch._fail(error)
         return batch
 
     def close(self, *, finished: bool = False) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from whyspike import batches
 from whyspike.errors import NotReplayable
+from whyspike.inlinetape import InlineRecording
 from whyspike.scriptprobe import ScriptProbe
 from whyspike.tape import Recording, Tape, compiles
 from whyspike.tapedloss import TapedLoss
@@ -43,14 +44,11 @@ class ScriptTapes:
         self._every = every
         self._recording: Recording | None = None
         self._batch: Any = None
+        self._rng: Any = None  # generators when the forward pass of a batch began that no loader drew
         self._at = (0, 0)  # step and micro-batch of what is recorded
         self._tries = 0
         self._left_over: list[Recording] = []
-
-    @property
-    def busy(self) -> bool:
-        """Whether something is recorded, or could not be ended yet."""
-        return self._recording is not None or bool(self._left_over)
+        self.busy = False  # whether something is recorded, or could not be ended yet
 
     def drawn(self, batch: Any, recorder: Recorder) -> Any:
         """The batch was drawn: record its way, if that is not known. What is returned is handed to the script."""
@@ -69,6 +67,19 @@ class ScriptTapes:
         self._tries += 1
         self._recording, self._batch, self._at = Recording(batch, n), batch, (recorder._step, micro)
         self._recording.start()
+        self.busy = True
+
+    def wait(self, recorder: Recorder) -> None:
+        """What comes next may be a step whose batch no loader draws: record it from where its network begins."""
+        if not self._every or self.busy or not recorder._step or compiles():
+            return
+
+        def begins() -> None:
+            self._rng = recorder._begins()
+
+        self._recording, self._at = InlineRecording(begins), (recorder._step, len(recorder._draws))
+        self._recording.start()
+        self.busy = True
 
     def _half(self, batch: Any, recorder: Recorder) -> Any:
         """Half of the batch, once: what depends on its size then shows on a second tape."""
@@ -87,13 +98,20 @@ class ScriptTapes:
             return
         if not recording.stop():
             self._left_over.append(recording)
-        made = recording.finish(loss, self._batch)
+        self.busy = bool(self._left_over)
+        if isinstance(recording, InlineRecording):
+            found = recording.found(loss)
+            made = found if isinstance(found, str) else found[0]
+            if not isinstance(found, str):
+                recorder._given(found[1], self._rng)
+        else:
+            made = recording.finish(loss, self._batch)
         self._batch = None
         if isinstance(made, str):
             self.untaped = self.untaped or made
             return
         if len(self.tapes) < SIZES:
-            self.tapes.setdefault(recording.n, made)
+            self.tapes.setdefault(made.n, made)
         if self._every:
             step, micro = self._at
             own = self.steps.setdefault(step, [])
@@ -128,6 +146,7 @@ class ScriptTapes:
         if recording is not None and not recording.stop():
             self._left_over.append(recording)
         self._left_over = [r for r in self._left_over if not r.stop()]
+        self.busy = bool(self._left_over)
 
     def loss_fn(self, micro: int) -> TapedLoss | None:
         """The script's loss as a function of model and batch; None where there is no tape.

@@ -30,6 +30,7 @@ from whyspike.scripttapes import ScriptTapes
 TORCH = os.path.dirname(torch.__file__) + os.sep
 MOST = 4  # recorders: more optimizers than that are parts of one training
 NAMES = 4096  # places in the code whose loss has a name
+NAMED = 256  # updates in which the losses are asked for their names; later the names say nothing new
 
 
 class Watched:
@@ -40,6 +41,12 @@ class Watched:
         self.names: set[str] = set()
         self.losses: list[torch.Tensor] = []  # of the latest update
         self.evaluation: Any = None  # the context of the one that is under way
+
+    @property
+    def loss(self) -> torch.Tensor:
+        """The loss of the latest update: all of them added up."""
+        losses = self.losses
+        return losses[0] if len(losses) == 1 else torch.stack([x.reshape(()) for x in losses]).sum()
 
 
 class ScriptWatch(Seams):
@@ -82,6 +89,7 @@ class ScriptWatch(Seams):
         self._in_scaler = False
         self._late: list[Watched] = []  # updates whose step ends with the scaler's update()
         self._name_at: dict[tuple[int, int], tuple[Any, str | None]] = {}  # with the code, so that its id stays its own
+        self._name_now: str | None = None  # of the loss that backward was called on last
         self._pass: weakref.ref[Pass] | None = None
         self._loader: weakref.ref[Any] | None = None
         self._ours = 0  # what passes now is not the script's
@@ -114,7 +122,7 @@ class ScriptWatch(Seams):
                 name=self._name,
                 closely=self._closely,
             )
-        recorder.facts |= self._facts
+        recorder.facts |= self._facts | ({"beside": True} if self.watched else {})
         found = self._by_optimizer[id(optimizer)] = Watched(optimizer, recorder)
         self.watched.append(found)
         return found
@@ -145,9 +153,10 @@ class ScriptWatch(Seams):
         if self._ours or self._off:
             return begin(loader)
         self.passes += 1
-        self.taping.cancel()
         try:
             evaluation = self._is_evaluation(loader)
+            if not evaluation or self._loader is not None:
+                self.taping.cancel()
             if not evaluation and not self.watched:
                 # In the order in which they were made: of a GAN the first is as good as the second.
                 for optimizer in [o for r in self._made if (o := r()) is not None][:1]:
@@ -189,7 +198,9 @@ class ScriptWatch(Seams):
                 if self._unscaled[0]() is loss:
                     own = self._unscaled[1]
                 self._unscaled = None
-            name = self._named(own, loss)
+            name = None
+            if self.updates < NAMED or len(self.watched) > 1 or self._loss is not None:
+                name = self._name_now = self._named(own, loss)
             if self.taping.busy and self.watched:
                 self.taping.ended(own, self.watched[0].recorder)
             if own.numel() == 1 and (self._loss is None or name == self._loss):
@@ -199,6 +210,20 @@ class ScriptWatch(Seams):
         except Exception as error:
             self._fail(error)
         return loss
+
+    def after_backward(self) -> None:
+        if not self._closely or self._ours or self._off or not self.watched:
+            return
+        try:
+            self._wait()
+        except Exception as error:
+            self._fail(error)
+
+    def _wait(self) -> None:
+        """The next batch may come from no loader, as none has so far."""
+        recorder = self.watched[0].recorder
+        if recorder.loader is None:
+            self.taping.wait(recorder)
 
     def _named(self, *losses: torch.Tensor) -> str | None:
         """The name that the script has for one of the losses at the place where it calls backward."""
@@ -223,12 +248,15 @@ class ScriptWatch(Seams):
         if self._ours or self._off:
             return
         try:
+            if self.taping.busy and self._loader is None:
+                self.taping.cancel()  # what was waited for was another micro-batch
             self._before = len(self._pending)
-            one = self._of(optimizer)
+            one = self._by_optimizer.get(id(optimizer)) or self._of(optimizer)
             if one is None and self._pending and not self._follows(optimizer):
                 one = self._watch(optimizer)
             if one is not None:
-                self._training(one)
+                if one.evaluation is not None:
+                    self._training(one)
                 if one is not self.watched[0]:  # the batches of the first: one pass, one keeper of batches
                     draws = self.watched[0].recorder._draws
                     one.recorder._draws = [(None, None, *draw[2:]) for draw in draws]
@@ -248,6 +276,17 @@ class ScriptWatch(Seams):
             return
         self.updates += 1
         try:
+            one, pending = self._by_optimizer.get(id(optimizer)), self._pending
+            if (
+                self.updates > NAMED
+                and one is not None
+                and len(pending) == len(self.watched) == 1
+                and not self._in_scaler
+            ):
+                self._pending = []
+                self._latest = one.losses = pending
+                self._step(one)
+                return
             # A closure is called inside of the update, maybe many times: the first time counts, as in its result.
             del self._pending[self._before + 1 :]
             self._updated(optimizer)
@@ -269,15 +308,15 @@ class ScriptWatch(Seams):
             self._step(one)
 
     def _step(self, one: Watched) -> None:
-        losses = one.losses
-        value = losses[0] if len(losses) == 1 else torch.stack([x.reshape(()) for x in losses]).sum()
         self._ours += 1  # as `_own`, which costs as much as the rest
         try:
-            one.recorder.step(value)
+            one.recorder.step(one.loss)
             if not self.taping.probed and one is self.watched[0]:
                 make = self.taping.probe_of(one.recorder)
                 if make is not None:
                     one.recorder.begin_probe(make)
+            if self._closely and one is self.watched[0]:
+                self._wait()
         finally:
             self._ours -= 1
         if self.stop is not None and one is self.watched[0] and one.recorder._step >= self.stop:

@@ -154,7 +154,7 @@ class Recording(TorchFunctionMode):
         kwargs = kwargs or {}
         if self._inside:
             return func(*args, **kwargs)
-        context = _context()
+        context = self.context()
         own = tuple((g, g.get_state()) for g in (*args, *kwargs.values()) if type(g) is torch.Generator)
         self._inside += 1
         try:
@@ -165,16 +165,36 @@ class Recording(TorchFunctionMode):
         return made
 
     def _module(self, module: nn.Module, original: Any, args: Any, kwargs: Any) -> Any:
-        context = _context()
+        context = self.context()
+        made = self._past(module, original, args, kwargs)
+        self._note(module, args, kwargs, made, context)
+        return made
+
+    def _past(self, module: nn.Module, original: Any, args: Any, kwargs: Any) -> Any:
+        """Call the module with the mode out of the way."""
         self._inside += 1
         try:
             ours = _get_current_function_mode() is self
             with _pop_mode_temporarily() if ours else nullcontext():
-                made = original(module, *args, **kwargs)
+                return original(module, *args, **kwargs)
         finally:
             self._inside -= 1
-        self._note(module, args, kwargs, made, context)
-        return made
+
+    @staticmethod
+    def context() -> tuple[Any, ...]:
+        """Gradients and autocast, as they are now."""
+        casts = tuple(
+            (device, torch.get_autocast_dtype(device), torch.is_autocast_cache_enabled())
+            for device in ("cpu", "cuda", "mps")
+            if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        )
+        return torch.is_grad_enabled(), casts
+
+    def _external(self, value: torch.Tensor) -> None:
+        """A tensor that was not made on the tape."""
+
+    def _keep(self, tensor: torch.Tensor) -> None:
+        """A tensor that was: the next slot's."""
 
     def _note(
         self, call: Any, args: Any, kwargs: Any, made: Any, context: tuple[Any, ...], generators: Any = ()
@@ -193,6 +213,7 @@ class Recording(TorchFunctionMode):
             op = Op(call, *given, context, [], writes, name, generators, guard)
             for path, tensor in parts:
                 self._held.append(tensor)
+                self._keep(tensor)
                 op.parts.append(Part(path, self._slots))
                 self._names[id(tensor)] = Slot(self._slots)
                 self._slots += 1
@@ -220,6 +241,7 @@ class Recording(TorchFunctionMode):
             if value.requires_grad and not value.is_leaf:
                 self.reason = "the loss uses a tensor with gradients that was computed before the batch was drawn"
             self._held.append(value)
+            self._external(value)
             return value
         if type(value) in (list, tuple):
             made = [self._named(v, name) for v in value]
@@ -254,10 +276,10 @@ class Recording(TorchFunctionMode):
         if type(root) is not Slot:
             return "the loss was not computed by torch functions from the batch that was drawn last"
         modified = batches.versions(batch) != self._versions
-        return Tape(_needed(self.ops, root.number), root.number, self.n, modified)
+        return Tape(needed(self.ops, root.number), root.number, self.n, modified)
 
 
-def _needed(ops: Sequence[Op], root: int) -> list[Op]:
+def needed(ops: Sequence[Op], root: int) -> list[Op]:
     """The calls that the loss depends on, with those that write into what it depends on, and those that draw."""
     wanted, storages = {root}, _aliases(ops)
     kept: list[Op] = []
@@ -405,16 +427,6 @@ def _grouped(ops: Sequence[Op]) -> Iterator[tuple[tuple[Any, ...], list[Op]]]:
         group.append(op)
     if group:
         yield group[0].context, group
-
-
-def _context() -> tuple[Any, ...]:
-    """Gradients and autocast, as they are now."""
-    casts = tuple(
-        (device, torch.get_autocast_dtype(device), torch.is_autocast_cache_enabled())
-        for device in ("cpu", "cuda", "mps")
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    )
-    return torch.is_grad_enabled(), casts
 
 
 @contextmanager

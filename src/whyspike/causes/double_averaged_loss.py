@@ -167,6 +167,7 @@ class DoubleAveragedLoss(Cause):
                     code={
                         "torch": "DataLoader(dataset, batch_size=B, shuffle=True, drop_last=True)",
                         "keras": "dataset.shuffle(N).batch(B, drop_remainder=True)",
+                        "hf": "TrainingArguments(dataloader_drop_last=True)",
                     },
                     applicability="unsafe",
                 ),
@@ -181,6 +182,8 @@ class DoubleAveragedLoss(Cause):
                         code={
                             "torch": f"torch.nn.utils.clip_grad_norm_(model.parameters(), {norm:.2g})   # before optimizer.step()",
                             "keras": f"keras.optimizers.SGD(..., global_clipnorm={norm:.2g})   # clipnorm=: each tensor by itself",
+                            "lightning": f"Trainer(gradient_clip_val={norm:.2g})",
+                            "hf": f"TrainingArguments(max_grad_norm={norm:.2g})",
                         },
                         applicability="unsafe",
                     ),

@@ -135,8 +135,9 @@ class GradAccumNormalization(Cause):
                         "    )\n"
                         "    (loss / n).backward()",
                         "keras": "loss = keras.ops.sum(token_losses) / tokens_of_the_step   # in a train_step of your own",
-                        "hf": "pip install -U transformers   # num_items_in_batch; TrainingArguments(\n"
-                        "    average_tokens_across_devices=True)",
+                        "hf": "# transformers >= 4.46 tells the step's count only to a forward that takes **kwargs\n"
+                        "def forward(self, input_ids, labels=None, num_items_in_batch=None, **kwargs): ...\n"
+                        "# or to Trainer(compute_loss_func=...); several GPUs: average_tokens_across_devices=True",
                         "lightning": "self.manual_backward(loss_sum / tokens_of_the_step)   # automatic_optimization = False",
                     },
                     applicability="safe",

@@ -100,7 +100,10 @@ class MomentumCarryOver(Cause):
                 cure=Cure(
                     words="remove what made the gradient bad; a smaller momentum only spreads it less",
                     code={
-                        "torch": "torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)   # acts before the momentum"
+                        "torch": "torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)   # acts before the momentum",
+                        "keras": "keras.optimizers.SGD(..., global_clipnorm=max_norm)",
+                        "lightning": "Trainer(gradient_clip_val=max_norm)",
+                        "hf": "TrainingArguments(max_grad_norm=max_norm)",
                     },
                     applicability="manual",
                 )

@@ -151,7 +151,11 @@ class SmallLastBatch(Cause):
                 cure=Cure(
                     words=f"not this: beta2 = {BETA2:g} takes much of a given spike away, and makes others when a training "
                     "runs with it from the start",
-                    code={"torch": f"torch.optim.Adam(parameters, betas=({beta1}, {BETA2:g}))"},
+                    code={
+                        "torch": f"torch.optim.Adam(parameters, betas=({beta1}, {BETA2:g}))",
+                        "keras": f"keras.optimizers.Adam(beta_1={beta1}, beta_2={BETA2:g})",
+                        "hf": f"TrainingArguments(adam_beta1={beta1}, adam_beta2={BETA2:g})",
+                    },
                     applicability="unsafe",
                 ),
                 make=lambda: SetHyperparameters({"betas": (beta1, BETA2)}, f"beta2 = {BETA2:g}"),
@@ -165,6 +169,7 @@ class SmallLastBatch(Cause):
                     code={
                         "torch": "DataLoader(dataset, batch_size=B, shuffle=True, drop_last=True)",
                         "keras": "dataset.shuffle(N).batch(B, drop_remainder=True)",
+                        "hf": "TrainingArguments(dataloader_drop_last=True)",
                     },
                     applicability="safe",
                 ),

@@ -109,6 +109,7 @@ class SumReduction(Cause):
                     code={
                         "torch": "DataLoader(dataset, batch_size=B, shuffle=True, drop_last=True)",
                         "keras": "dataset.shuffle(N).batch(B, drop_remainder=True)",
+                        "hf": "TrainingArguments(dataloader_drop_last=True)",
                     },
                     applicability="unsafe",
                 ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from whyspike.form import count, factor, number, percent, plain
@@ -50,7 +50,25 @@ def sort(diagnosis: Diagnosis) -> Sorted:
     def of(*outcomes: str) -> tuple[Verdict, ...]:
         return tuple(v for v in verdicts if v is not answer and v.outcome in outcomes)
 
-    return Sorted(answer, of("confirmed", "likely"), of("inconclusive"), of("refuted"), of("untested"))
+    rest = of("confirmed", "likely"), of("inconclusive"), of("refuted"), of("untested")
+    return Sorted(in_own_words(answer, diagnosis) if answer else None, *rest)
+
+
+# What a recorder of integrations/ calls its framework, and what its code is called in a cure.
+CODES = {"keras": "keras", "lightning": "lightning", "transformers": "hf"}
+
+
+def in_own_words(verdict: Verdict, diagnosis: Diagnosis) -> Verdict:
+    """The verdict with the code of each cure in the framework of the run alone, where both are known; else torch's."""
+    facts = diagnosis.record.facts if diagnosis.record is not None else {}
+    name = CODES.get(str(facts.get("framework", "")).partition(" ")[0])
+    if name is None:
+        return verdict
+    cures = []
+    for cure in verdict.cures:
+        own = name if name in cure.code else "torch"
+        cures.append(replace(cure, code={own: cure.code[own]} if own in cure.code else cure.code))
+    return replace(verdict, cures=tuple(cures))
 
 
 def title(cause: str) -> str | None:

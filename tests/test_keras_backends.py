@@ -1,4 +1,4 @@
-"""Keras on JAX: what a callback can see of a step that is one compiled function. In a process of its own."""
+"""Keras on JAX and TensorFlow: what a callback sees of a step that is one compiled function. In fresh processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ import numpy as np, keras
 from whyspike.integrations.keras import SpikeRecorder, training
 from whyspike.errors import BadTraining
 from whyspike.readers import read
-assert keras.backend.backend() == "jax"
+backend = sys.argv[2]
+assert keras.backend.backend() == backend
 
 def net(per):
     keras.utils.set_random_seed(0)
@@ -39,7 +40,7 @@ with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always")
     spikes = SpikeRecorder(sys.argv[1])
     watched = fit(1, spikes)
-assert any("on the jax backend a training step is one compiled function" in str(w.message) for w in said), said
+assert any(f"on the {backend} backend a training step is one compiled function" in str(w.message) for w in said), said
 assert all(np.array_equal(a, b) for a, b in zip(plain.get_weights(), watched.get_weights()))
 run = read(spikes.path)
 assert run.n_samples.tolist() == [16, 16, 16, 16, 4] * 3, run.n_samples
@@ -68,14 +69,13 @@ print("seen")
 """
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("keras") is None or importlib.util.find_spec("jax") is None,
-    reason="needs the extra keras, and jax",
-)
-def test_losses_and_sizes_of_the_batches_are_seen_and_what_is_lost_is_said(tmp_path):
+@pytest.mark.parametrize("backend", ["jax", "tensorflow"])
+def test_losses_and_sizes_of_the_batches_are_seen_and_what_is_lost_is_said(backend, tmp_path):
+    if importlib.util.find_spec("keras") is None or importlib.util.find_spec(backend) is None:
+        pytest.skip(f"needs the extra keras, and {backend}")
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path / "run")],
-        env={**os.environ, "KERAS_BACKEND": "jax"},
+        [sys.executable, "-c", SCRIPT, str(tmp_path / "run"), backend],
+        env={**os.environ, "KERAS_BACKEND": backend},
         capture_output=True,
         text=True,
         timeout=600,
