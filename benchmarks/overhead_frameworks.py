@@ -146,8 +146,8 @@ def page(found: dict[str, list[Result]], threads: int) -> str:
             f"| {np.median(control.ratios):.3f} | {np.median(ours.ratios):.3f} | {ours.bound():.3f} | {met}{short} |"
         )
     quiet = (
-        "A control that is not within .01 of 1 says that the machine was not quiet, and that the ratios beside it are no "
-        "better than that."
+        "A control that is not within .01 of 1 says that the machine was not quiet, and that the ratios beside it are "
+        "no better than that."
     )
     return "\n".join([*lines, "", f"Target: upper bound {TARGET}. {quiet}"]) + "\n"
 
