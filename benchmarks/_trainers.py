@@ -143,17 +143,27 @@ def accelerate(parts: Parts, path: Path | None, closely: bool) -> Any:
         recorder = watch(accelerator, model, optimizer, loss_fn=parts.loss_fn, path=path, closely=closely)
     with recorder as rec:
         for _ in range(parts.epochs):
-            for window in windows(rec.batches(loader), k):
-                counts = [tokens(b) if parts.by_tokens else 1 for b in window]
-                for one, n in zip(window, counts, strict=True):
+            if not parts.counted:
+                for batch in rec.batches(loader):
                     with accelerator.accumulate(model):
-                        # Accelerate divides by the number of micro-batches; as its guide has it for tokens.
-                        loss = parts.loss_fn(model, one)
-                        loss = loss * (k * n / sum(counts)) if parts.counted else loss
+                        loss = parts.loss_fn(model, batch)
                         accelerator.backward(loss)
                         optimizer.step()
                         optimizer.zero_grad()
                     rec.step(loss)
+                continue
+            # As its guide has it for tokens: drawn ahead, without accumulate(), which would take the end of the loader
+            # for the end of a window at each of the last micro-batches.
+            for window in windows(rec.batches(loader), k):
+                n = sum(map(tokens, window))
+                shares = []
+                for one in window:
+                    share = parts.loss_fn(model, one) * (tokens(one) / n)
+                    accelerator.backward(share * k)  # it divides by the number of micro-batches
+                    shares.append(share.detach())
+                optimizer.step()
+                optimizer.zero_grad()
+                rec.step(torch.stack(shares).sum())
     return recorder
 
 

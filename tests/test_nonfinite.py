@@ -150,6 +150,19 @@ def test_the_sample_where_the_operation_mixes_them() -> None:
     assert sample_of(model, squares, (x, y)) == (7,)
 
 
+def test_the_rows_of_a_large_batch_are_those_that_are_not_finite_one_by_one() -> None:
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(300, 6, generator=g), torch.randint(3, (300,), generator=g)
+    bad = (7, 64, 65, 299)
+    x[list(bad)] = float("inf")
+    torch.manual_seed(0)
+    model = nn.Linear(6, 3)
+    alone = [k for k in range(300) if locate(model, cross_entropy, (x[[k]], y[[k]]), n=1) is not None]
+    assert sample_of(model, cross_entropy, (x, y)) == tuple(alone) == bad
+    x[:] = float("inf")
+    assert sample_of(model, cross_entropy, (x, y)) == ()
+
+
 def test_weights_that_were_not_finite_before() -> None:
     model = network(lambda x: x, 2)
     with torch.no_grad():

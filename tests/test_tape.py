@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from whyspike.attribute import per_sample
 from whyspike.errors import NotReplayable
 from whyspike.tape import Recording, Tape
 from whyspike.tapedloss import TapedLoss
@@ -214,3 +216,43 @@ def test_where_the_script_would_have_gone_another_way_the_tape_says_so():
     x, y = batch_of(16)
     with pytest.raises(NotReplayable, match="decides by a number"):
         loss_fn(model, (x * 100, y))
+
+
+def tokens(model, batch):
+    x, y = batch
+    scores = model(x.view(x.size(0), -1)).unsqueeze(1).expand(-1, 4, -1)
+    return F.cross_entropy(scores.reshape(-1, 3), y.repeat_interleave(4))
+
+
+def summed(model, batch):
+    return nn.CrossEntropyLoss(reduction="sum")(model(batch[0].flatten(1)), batch[1])
+
+
+@pytest.mark.parametrize("body", [mean, tokens, summed], ids=lambda b: b.__name__)
+def test_the_losses_of_single_samples_are_those_of_copies_of_each(body):
+    model = network()
+    loss_fn = TapedLoss([recorded(body, model, batch_of(16))])
+    batch = batch_of(16, seed=3)
+    model.eval()
+    by_copies = per_sample(model, body, batch, 32)
+    assert loss_fn.per_sample(model, batch, 32) is not None
+    assert np.allclose(per_sample(model, loss_fn, batch, 32), by_copies, rtol=1e-5)
+
+
+def test_with_batch_statistics_the_samples_stay_among_the_others():
+    model = network()
+    model[3].p = 0.0
+    loss_fn = TapedLoss([recorded(mean, model, batch_of(16))])
+    x, y = batch = batch_of(16, seed=3)
+    own = F.cross_entropy(model(x.flatten(1)), y, reduction="none")
+    assert np.allclose(loss_fn.per_sample(model, batch, 32), own.detach(), rtol=1e-6)
+
+
+def test_a_weighted_mean_is_no_mean_of_its_rows():
+    weight = torch.tensor([1.0, 5.0, 0.2])
+
+    def weighted(model, batch):
+        return F.cross_entropy(model(batch[0].flatten(1)), batch[1], weight)
+
+    model = network()
+    assert TapedLoss([recorded(weighted, model, batch_of(16))]).per_sample(model, batch_of(16), 32) is None

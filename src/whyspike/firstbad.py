@@ -163,8 +163,8 @@ def exact_loss(model: nn.Module, loss_fn: LossFn, batch: Any) -> float | None:
 def sample_of(model: nn.Module, loss_fn: LossFn, batch: Any) -> tuple[int, ...]:
     """The rows whose loss alone is not finite, or makes a gradient that is not. None where it is every row.
 
-    A large batch is tried in pieces, and row by row where a piece is not finite; where the rows of a whole piece are
-    not, it is the network and no row.
+    A large batch is tried in pieces, which are halved as long as they are not finite, until 64 rows are found. Where
+    all rows of a piece are not, it is the network and no row.
     """
     n = batches.size(batch)
 
@@ -172,16 +172,22 @@ def sample_of(model: nn.Module, loss_fn: LossFn, batch: Any) -> tuple[int, ...]:
         with frozen(model, train_mode=None), torch.enable_grad():  # no row sees what another left in the buffers
             return locate(model, loss_fn, batches.take(batch, rows, n), n=len(rows)) is not None
 
+    def halved(rows: list[int]) -> list[int]:
+        if not bad(rows):
+            return []
+        half = len(rows) // 2
+        return halved(rows[:half]) + halved(rows[half:]) if half else rows
+
     pieces = [list(range(k, min(n, k + PIECE))) for k in range(0, n, PIECE)]
     found: list[int] = []
     try:
         for piece in pieces:
-            if len(pieces) > 1 and not bad(piece):
-                continue
-            here = [row for row in piece if bad([row])]
+            here = halved(piece) if len(pieces) > 1 else [row for row in piece if bad([row])]
             if len(here) == len(piece) and len(piece) == PIECE:
                 return ()
             found += here
+            if len(found) >= PIECE:  # further ones are not told
+                break
     except (WhySpikeError, ValueError, RuntimeError):
         return ()
     return tuple(found) if len(found) < n else ()

@@ -400,7 +400,11 @@ def _on_the_network(
     for rank, event in enumerate(sorted(single, key=height, reverse=True)[:NULLS]):
         found = _window(subject, run, event)
         if found is None:
-            missing.append(f"the factors of event {event.id}: no capsule covers step {event.step}")
+            several = run.facts.get("accumulate")
+            why = f"no capsule covers step {event.step}"
+            if isinstance(several, int) and several > 1:
+                why = f"a step has {several} micro-batches, each with a loss of its own"
+            missing.append(f"the factors of event {event.id}: {why}")
             p = chance.nearby(subject, run, event)
             if p is not None:
                 null[event.id] = p

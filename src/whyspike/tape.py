@@ -12,6 +12,8 @@ record: see `tapedloss.trusted`. What was recorded is never run before the scrip
 
 from __future__ import annotations
 
+import copy
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -382,6 +384,21 @@ class Tape:
         made.divisor = self.divided_by()
         return made
 
+    def rows(self, model: nn.Module, batch: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The loss of this batch, and what its last call gives with `reduction="none"`; None where it has no such."""
+        at = next(k for k, op in enumerate(self.ops) if any(p.slot == self.root for p in op.parts))
+        single = _unreduced(self.ops[at])
+        if single is None:
+            return None
+        whole, caught = self.ops[at].call, []
+
+        def both(*args: Any, **kwargs: Any) -> Any:
+            caught.append(single(*args, **kwargs))
+            return whole(*args, **kwargs)
+
+        ops = [*self.ops[:at], replace(self.ops[at], call=both), *self.ops[at + 1 :]]
+        return Tape(ops, self.root, self.n, self.modified)(model, batch), caught[0]
+
     def __call__(self, model: nn.Module, batch: Any) -> torch.Tensor:
         """The loss of this batch on the network as it is now."""
         batch = batches.clone(batch) if self.modified else batch
@@ -415,6 +432,24 @@ class Tape:
                     for part in op.parts:
                         slots[part.slot] = _follow(made, part.path)
         return slots[self.root]
+
+
+def _unreduced(op: Op) -> Callable[..., Any] | None:
+    """The call of an op with `reduction="none"`; None where it takes no such argument."""
+    if isinstance(op.call, nn.Module):
+        if not hasattr(op.call, "reduction") or any(True for _ in op.call.parameters()):
+            return None
+        module = copy.copy(op.call)
+        module.reduction = "none"  # type: ignore[assignment]
+        return module
+    try:
+        names = list(inspect.signature(op.call).parameters)
+    except (TypeError, ValueError):
+        return None
+    old = any(op.kwargs.get(name) is not None for name in ("reduce", "size_average"))
+    if "reduction" not in names or len(op.args) > names.index("reduction") or old:
+        return None
+    return lambda *args, **kwargs: op.call(*args, **{**kwargs, "reduction": "none"})
 
 
 def _grouped(ops: Sequence[Op]) -> Iterator[tuple[tuple[Any, ...], list[Op]]]:

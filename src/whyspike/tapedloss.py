@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -22,6 +23,8 @@ from whyspike.tape import Samples, Tape
 
 if TYPE_CHECKING:
     from whyspike.replay import Subject
+
+EQUAL = 1e-5  # relative: a float32 mean of some thousand losses is exact to about 1e-6
 
 
 class TapedLoss:
@@ -88,6 +91,27 @@ class TapedLoss:
             return chosen(model, batch)
         except (KeyError, IndexError, AttributeError, TypeError) as error:
             raise NotReplayable(f"what the script does with a batch does not fit this one ({error})") from error
+
+    def per_sample(self, model: nn.Module, batch: Any, copies: int) -> np.ndarray | None:
+        """What the script would log for each sample, `copies` times in a batch of its own: float64 [samples].
+
+        The last call again with `reduction="none"`, exact also where a sample's loss depends on the others through
+        batch normalisation. None where the mean or the sum of that is not the loss.
+        """
+        n = batches.size(batch)
+        chosen = self._chosen(n)
+        try:
+            found = None if chosen is None else chosen.rows(model, batch)
+        except Exception:  # it was not made for that; the copies will tell
+            return None
+        if found is None or found[1].dim() == 0 or found[1].numel() % n:
+            return None
+        loss, rows = float(found[0].detach()), found[1].detach().double().reshape(n, -1)
+        if math.isclose(float(rows.mean()), loss, rel_tol=EQUAL):
+            return rows.mean(1).cpu().numpy()
+        if math.isclose(float(rows.sum()), loss, rel_tol=EQUAL):
+            return rows.sum(1).cpu().numpy() * copies
+        return None
 
     def _chosen(self, n: int) -> Tape | None:
         if not self._own:
