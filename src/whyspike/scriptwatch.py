@@ -78,6 +78,7 @@ class ScriptWatch(Seams):
         self.error: Exception | None = None
         self._folder, self._name, self._loss, self._closely = folder, name, loss, closely
         self._facts, self.stop = facts or {}, stop
+        self._bare = type(self)._step is ScriptWatch._step and stop is None and not closely  # a step is only recorded
         self.taping.probed = stop is not None  # a run that is soon ended needs no live probe
         self._by_optimizer: dict[int, Watched] = {}
         self._made: list[weakref.ref[Optimizer]] = []
@@ -277,15 +278,18 @@ class ScriptWatch(Seams):
         self.updates += 1
         try:
             one, pending = self._by_optimizer.get(id(optimizer)), self._pending
-            if (
-                self.updates > NAMED
-                and one is not None
-                and len(pending) == len(self.watched) == 1
-                and not self._in_scaler
-            ):
+            ordinary = len(pending) == len(self.watched) == 1 and not self._in_scaler
+            if ordinary and one is not None and self.updates > NAMED:
                 self._pending = []
                 self._latest = one.losses = pending
-                self._step(one)
+                if self._bare and self.taping.probed:
+                    self._ours += 1
+                    try:
+                        one.recorder.step(pending[0])
+                    finally:
+                        self._ours -= 1
+                else:
+                    self._step(one)
                 return
             # A closure is called inside of the update, maybe many times: the first time counts, as in its result.
             del self._pending[self._before + 1 :]
