@@ -12,6 +12,7 @@ from whyspike.cause import Observation, find
 from whyspike.detect import detect
 from whyspike.periods import periodic_events
 from whyspike.pipeline import take
+from whyspike.plotted import identify
 from whyspike.terms import parts_of, terms
 from whyspike.types import Event, Run, Series
 
@@ -185,6 +186,23 @@ def test_the_shares_of_an_event_add_up_to_one():
     single = Event(id="e2", kind="level-shift", step=280, last_step=300)
     for event in (wave, single):
         assert sum(parts_of(made, made.terms[1], event).values()) == pytest.approx(1.0, abs=1e-6)
+
+
+# --------------------------------------------------------------------------- losses that are not finite
+
+
+@pytest.mark.parametrize("hidden", [True, False])
+def test_a_running_mean_that_shows_what_is_not_finite_has_left_nothing_out(hidden):
+    loss = losses(noise=0.3)
+    loss[150:160] = np.nan
+    run, kept = run_of(loss), np.isfinite(loss)
+    by_epoch = np.split(np.arange(len(loss)), range(SIZE, len(loss), SIZE))
+    logged = np.concatenate([np.cumsum(np.where(kept, loss, 0)[k]) / np.cumsum(kept[k]) for k in by_epoch])
+    if not hidden:
+        logged = np.concatenate([np.cumsum(loss[k]) / np.arange(1, len(k) + 1) for k in by_epoch])
+    found = identify(run, Series(step=run.step, value=logged))
+    assert found is not None
+    assert (found.form, found.treatment) == ("running-mean", "dropped" if hidden else "")
 
 
 # --------------------------------------------------------------------------- trained

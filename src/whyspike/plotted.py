@@ -107,6 +107,7 @@ def identify(run: Run, series: Series, name: str = "") -> Plotted | None:
     of_epoch = every == run.steps_per_epoch
     best: tuple[_Candidate, int, float, float, int] | None = None
     second = ("", float("inf"))
+    shown = not finite.all()  # what is not finite reaches the logged number: no logger has got rid of it
     for shift in (0, 1):
         rows = np.searchsorted(run.step, series.step + shift)
         inside = finite & (rows < len(run))
@@ -118,7 +119,7 @@ def identify(run: Run, series: Series, name: str = "") -> Plotted | None:
         rows, value = rows[inside], series.value[inside]
         scale = float(np.median(np.abs(value)))
         tolerance = 1.01 * rounding(value) + FLOAT32 * scale
-        tried = [(c, _residual(value, c.value)) for c in _candidates(run, rows, value, every)]
+        tried = [(c, _residual(value, c.value)) for c in _candidates(run, rows, value, every, shown=shown)]
         if not any(r <= tolerance for _, r in tried):
             tried += [(c, _residual(value, c.value)) for c in _averages(run.loss, rows, value)]
         fits = [(c, r) for c, r in tried if r <= tolerance]
@@ -149,15 +150,18 @@ def _residual(value: np.ndarray, made: np.ndarray) -> float:
 # --------------------------------------------------------------------------- the formulas, the simplest first
 
 
-def _candidates(run: Run, rows: np.ndarray, value: np.ndarray, every: int) -> Iterator[_Candidate]:
+def _candidates(run: Run, rows: np.ndarray, value: np.ndarray, every: int, *, shown: bool) -> Iterator[_Candidate]:
     loss = np.asarray(run.loss, dtype=np.float64)
     ones = np.ones(len(loss))
     samples = run.n_samples.astype(np.float64) if run.n_samples is not None else None
     weights = [(False, ones)]
     if samples is not None and (samples > 0).all() and np.ptp(samples) > 0:
         weights.append((True, samples))
-    sound = bool(np.isfinite(loss).all())
-    treatments = [("", loss, ones)] if sound else list(_treated(loss, rows))
+    good = np.isfinite(loss)
+    if good.all() or shown:  # where a span holds one that is not finite the logged number is not, and not compared
+        treatments = [("", np.where(good, loss, 0.0), ones)]
+    else:
+        treatments = list(_treated(loss, rows))
     starts = _epoch_starts(run)[rows]
     since = np.append(0, rows[:-1] + 1)  # the step after the value before; the first value is left out there
     for treatment, made, counted in treatments:
