@@ -106,7 +106,7 @@ class InlineRecording(Recording):
                 free = isinstance(tensor, torch.Tensor) and (type(x) is Slot or id(x) in self._outside)
                 if free and id(tensor) not in seen:
                     seen.add(id(tensor))
-                    yield tensor
+                    yield tensor  # pyright: ignore[reportReturnType]  # a slot stands for a tensor
 
 
 def _leaves(value: Any) -> Iterator[Any]:
