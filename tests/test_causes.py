@@ -124,16 +124,16 @@ def test_what_moves_the_network_is_not_left_to_chance():
     assert said("batch-size-noise", noisy((70, 9.0, 1.3, 0.5))) == "refuted"
 
 
-def test_a_network_that_wobbles_without_the_batch_as_well_is_not_moved_by_it():
+def profiled(kind, **found):
     from whyspike.profile import Profile
 
+    return Profile(event="e1", kind=kind, onset=70, height=1.2, same_batch=False, **found)
+
+
+def test_a_network_that_wobbles_without_the_batch_as_well_is_not_moved_by_it():
     seen = noisy((70, 9.0, 1.2, 0.5))
-    profile = Profile(
-        event="e1",
-        kind="undecided",
-        onset=70,
-        height=1.2,
-        same_batch=False,
+    profile = profiled(
+        "undecided",
         shares=(("the batch of the onset skipped", 0.3), ("the batch 1 step after the onset skipped", -0.2)),
     )
     assert said("batch-size-noise", seen) == "refuted"
@@ -146,19 +146,9 @@ def test_a_network_that_wobbles_without_the_batch_as_well_is_not_moved_by_it():
 
 def test_a_batch_that_is_not_alone_is_named_beside_the_next_best_one():
     from whyspike import beside
-    from whyspike.profile import Profile
 
     seen = noisy((70, 9.0, 1.2, 0.5))
-    shared = Profile(
-        event="e1",
-        kind="large steps",
-        onset=70,
-        height=1.2,
-        same_batch=False,
-        batch_step=69,
-        batch_share=0.91,
-        next_share=0.84,
-    )
+    shared = profiled("large steps", batch_step=69, batch_share=0.91, next_share=0.84)
     seen = replace(seen, profiles={"e1": shared})
     (said_of_it,) = beside.evidence(seen, ["e1"])
     assert said_of_it.observed == "the batch of step 69 (91 %, another one 84 %)"

@@ -19,6 +19,7 @@ PROBING = 0.5  # of a step's time, that the probe after it may take in such a tr
 STATES, PROFILES = 0.15, 0.55  # of the allowance, spent when the events and then their profiles are cut short
 STATES_THRIFTY = 0.3  # of the allowance, where a replay is dear: what was observed before is in it
 FIRST_PROFILE = 0.85  # of the allowance, where a replay is dear: without any profile some causes have no verdict
+DESCRIBING = 0.8  # of the allowance, spent when what only describes is left out
 LEAST_PROBE = 64  # samples; below it the network's own loss is too noisy to tell a tenth
 DECIDING = 3  # arms that decide: baseline, the first intervention, placebo
 FEW_PAIRS = 2  # fewer say nothing about chance at all

@@ -11,9 +11,8 @@ from whyspike import beside
 from whyspike.cause import Observation, catalogue, is_on_last_batch
 from whyspike.form import factor, percent
 from whyspike.logsigns import of_log, shape_of
-from whyspike.types import Answer, Event, Outcome, Verdict
+from whyspike.types import SURER, Answer, Event, Verdict
 
-ORDER: dict[Outcome, int] = {"confirmed": 0, "likely": 1, "inconclusive": 2, "untested": 3, "refuted": 4}
 EXACT = 0.05  # an exponent further from 0 is no mean (benchmarks/exponent.py: exact to rounding, .03 for mean of means)
 OF_NOTHING = 1e9  # times: the level was no loss to speak of
 RECORD_IT = (
@@ -30,7 +29,7 @@ def precedence(verdict: Verdict, rank: int) -> tuple[int, int, int]:
     then roots before what they set off.
     """
     place = 2 if verdict.harm == "none" else int(verdict.silent)
-    return ORDER[verdict.outcome], place, rank
+    return SURER[verdict.outcome], place, rank
 
 
 def answer(seen: Observation, verdicts: Sequence[Verdict]) -> Answer:

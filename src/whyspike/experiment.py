@@ -85,7 +85,7 @@ class Experiment:
         return self._pairs[key]
 
     def _make_pairs(self, events: Sequence[Event], moments: Sequence[int] | None) -> Iterator[Pair]:
-        base = 1000 * len(self._pairs)
+        base, whole = 1000 * len(self._pairs), moments is not None
         windows: list[tuple[Event, Window]] = []
         steps = [(event, int(step)) for event in events for step in occurrences(self.seen.run, event)]
         if moments is not None:
@@ -99,9 +99,8 @@ class Experiment:
                 window = self.subject.window(step, before=moments is not None)
             except NotReplayable:
                 continue
-            whole = bool(event.period) or moments is not None
             # Where time is short, a replay that is never made need not begin where it would.
-            begun = window if whole or self.thrifty else self.subject.begun(window, self.replays.lead)
+            begun = window if whole or event.period or self.thrifty else self.subject.begun(window, self.replays.lead)
             windows.append((event, begun))
         # Early epochs differ most from the rest: keep an even spread over the run when there are too many.
         if len(windows) > self.most:
@@ -110,14 +109,14 @@ class Experiment:
             return
         number = base
         for event, window in windows:
-            yield Pair(number, event, window, None, whole=bool(event.period) or moments is not None)
+            yield Pair(number, event, window, None, whole=whole or bool(event.period))
             number += 1
         if len(windows) == 1:
             return
         redraw = 0
         while number - base < LEAST_PAIRS:
             event, window = windows[(number - base) % len(windows)]
-            yield Pair(number, event, window, redraw, whole=bool(event.period) or moments is not None)
+            yield Pair(number, event, window, redraw, whole=whole or bool(event.period))
             number, redraw = number + 1, redraw + 1
 
     # ------------------------------------------------------------------ replays

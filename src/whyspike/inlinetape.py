@@ -103,10 +103,11 @@ class InlineRecording(Recording):
             inside |= {p.slot for p in op.parts} | ({op.writes} if op.writes is not None else set())
             for x in leaves:
                 tensor = self._made[x.number] if type(x) is Slot and x.number not in inside else x
-                free = isinstance(tensor, torch.Tensor) and (type(x) is Slot or id(x) in self._outside)
-                if free and id(tensor) not in seen:
+                if not isinstance(tensor, torch.Tensor) or id(tensor) in seen:
+                    continue
+                if type(x) is Slot or id(x) in self._outside:
                     seen.add(id(tensor))
-                    yield tensor  # pyright: ignore[reportReturnType]  # a slot stands for a tensor
+                    yield tensor
 
 
 def _leaves(value: Any) -> Iterator[Any]:

@@ -16,7 +16,7 @@ from whyspike.case import PLAIN, Build, Log, Loop, Vary
 from whyspike.cause import Cause, Observation, ScratchCure, catalogue
 from whyspike.errors import NotReplayable, UnreadableRun, WhySpikeError
 from whyspike.observe import observe
-from whyspike.suspect import suspect
+from whyspike.suspect import likely_first, suspect
 from whyspike.training import Training
 from whyspike.types import Diagnosis, Evidence, Harm, Note, Outcome, Run, RunInfo, Suspicion, Trial, Verdict
 
@@ -313,7 +313,7 @@ def _experiment(
         found = suspect(seen)
         n_open = sum(s.outcome != "refuted" for s in found)
         if not allowance.fits(n_open * DECIDING * LEAST_PAIRS * experiment.per_replay):  # what is likely comes first
-            found = sorted(found, key=lambda s: (answers.ORDER[s.outcome], causes[s.cause].rank))
+            found = likely_first(found)
         for suspicion in found:
             tried = suspicion
             if suspicion.outcome != "refuted":
@@ -323,10 +323,14 @@ def _experiment(
                         causes[suspicion.cause], suspicion, progress, waiting=n_open
                     )
                 except NotReplayable as error:
-                    reasons = (suspicion.reason, f"the experiment does not apply here: {error}")
-                    tried = replace(suspicion, reason="; ".join(r for r in reasons if r))
+                    tried = _without_trials(suspicion, str(error))
             suspicions.append(tried)
     return seen, tuple(suspicions), trials
+
+
+def _without_trials(suspicion: Suspicion, why: str) -> Suspicion:
+    reasons = (suspicion.reason, f"the experiment does not apply here: {why}")
+    return replace(suspicion, reason="; ".join(r for r in reasons if r))
 
 
 def _screened(
@@ -347,9 +351,8 @@ def _screened(
     tried = []
     for s in suspicions:
         why = screening.reasons.get(s.cause)
-        reasons = (s.reason, None if why is None else f"the experiment does not apply here: {why}")
-        s = s if why is None else replace(s, reason="; ".join(r for r in reasons if r))
-        tried.append(replace(s, left_out=screening.left_out.get(s.cause)))
+        known = s if why is None else _without_trials(s, why)
+        tried.append(replace(known, left_out=screening.left_out.get(s.cause)))
     said = (f"{cause}: {words}" for cause, words in screening.left_out.items())
     return replace(seen, missing=(*seen.missing, *said)), tuple(tried), trials
 

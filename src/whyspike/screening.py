@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from whyspike import answer as answers
-from whyspike.allowance import DECIDING
+from whyspike.allowance import DECIDING, DESCRIBING
 from whyspike.cause import Cause
 from whyspike.errors import NotReplayable
 from whyspike.excess import Measure
 from whyspike.judge import ALPHA, PLACEBO_CHANGE, REFUTED, REMOVED, acting, idle_placebo, judge
 from whyspike.seams import BASELINE, Intervention
+from whyspike.suspect import likely_first
 from whyspike.types import ArmName, Suspicion, Trial
 
 if TYPE_CHECKING:
@@ -89,10 +89,7 @@ class Screening:
 
     def trials(self, suspicions: Sequence[Suspicion]) -> dict[str, tuple[Trial, ...]]:
         """The trials of every suspicion that is not refuted, by its cause."""
-        wanted = sorted(
-            (s for s in suspicions if s.outcome != "refuted"),
-            key=lambda s: (answers.ORDER[s.outcome], self.causes[s.cause].rank),
-        )
+        wanted = likely_first(s for s in suspicions if s.outcome != "refuted")
         event = [t for s in wanted if self.causes[s.cause].window == "event" and (t := self._begin(s)) is not None]
         for tried in event:
             self._guarded(tried, self._look)
@@ -211,7 +208,7 @@ class Screening:
     def _describe(self, tried: Tried) -> None:
         for intervention in tried.interventions[1:]:
             chosen = tried.pairs[: min(BESIDE, tried.n)]
-            if not chosen or not self._fits(len(chosen), shared=False):
+            if not chosen or not self._fits(len(chosen), DESCRIBING):
                 return
             self._say(f"replaying {tried.cause.id}: {intervention.words}", 0.0)
             made = len(tried.made)
@@ -223,8 +220,8 @@ class Screening:
 
     # ------------------------------------------------------------------ time
 
-    def _fits(self, replays: int, *, shared: bool = True) -> bool:
-        return self.allowance.fits(replays * self.experiment.per_replay, 1.0 if shared else 0.8)
+    def _fits(self, replays: int, share: float = 1.0) -> bool:
+        return self.allowance.fits(replays * self.experiment.per_replay, share)
 
     def _too_long(self, tried: Tried) -> None:
         left = (len(tried.pairs) - tried.n) * len(tried.deciding)

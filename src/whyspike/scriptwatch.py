@@ -78,7 +78,6 @@ class ScriptWatch(Seams):
         self.error: Exception | None = None
         self._folder, self._name, self._loss, self._closely = folder, name, loss, closely
         self._facts, self.stop = facts or {}, stop
-        self._bare = type(self)._step is ScriptWatch._step and stop is None and not closely  # a step is only recorded
         self.taping.probed = stop is not None  # a run that is soon ended needs no live probe
         self._by_optimizer: dict[int, Watched] = {}
         self._made: list[weakref.ref[Optimizer]] = []
@@ -282,14 +281,7 @@ class ScriptWatch(Seams):
             if ordinary and one is not None and self.updates > NAMED:
                 self._pending = []
                 self._latest = one.losses = pending
-                if self._bare and self.taping.probed:
-                    self._ours += 1
-                    try:
-                        one.recorder.step(pending[0])
-                    finally:
-                        self._ours -= 1
-                else:
-                    self._step(one)
+                self._step(one)
                 return
             # A closure is called inside of the update, maybe many times: the first time counts, as in its result.
             del self._pending[self._before + 1 :]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from whyspike.cause import Observation, catalogue
-from whyspike.types import Evidence, Suspicion
+from whyspike.types import SURER, Evidence, Suspicion
 
 
 def suspect(seen: Observation) -> tuple[Suspicion, ...]:
@@ -18,6 +19,12 @@ def suspect(seen: Observation) -> tuple[Suspicion, ...]:
                 split = _split(seen, suspicion) if suspicion.outcome != "refuted" else ()
                 found.append(replace(suspicion, evidence=(*suspicion.evidence, *split)))
     return tuple(found)
+
+
+def likely_first(suspicions: Iterable[Suspicion]) -> list[Suspicion]:
+    """The suspicions in the order in which they are tried where not all can be: the likelier first, then roots."""
+    causes = catalogue()
+    return sorted(suspicions, key=lambda s: (SURER[s.outcome], causes[s.cause].rank))
 
 
 def _split(seen: Observation, suspicion: Suspicion) -> tuple[Evidence, ...]:

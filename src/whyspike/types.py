@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 
 Outcome = Literal["confirmed", "likely", "inconclusive", "refuted", "untested"]
+SURER: dict[Outcome, int] = {"confirmed": 0, "likely": 1, "inconclusive": 2, "untested": 3, "refuted": 4}  # first
 Status = Literal["explained", "healthy", "unexplained", "cannot-say"]
 Harm = Literal["none", "cosmetic", "damaging"]
 EventKind = Literal["spike", "dip", "level-shift", "divergence", "non-finite", "periodic"]
