@@ -98,7 +98,7 @@ class ArmWatch(ScriptWatch):
             self._pending[-1] = self.intervention.loss(at, self._pending[-1]).detach()
         return changed
 
-    def before_update(self, optimizer: Optimizer) -> None:
+    def before_update(self, optimizer: Optimizer, *call: Any) -> None:
         super().before_update(optimizer)
         one = None if self._ours or self._off else self._is_first(optimizer)
         if one is None:
@@ -110,11 +110,14 @@ class ArmWatch(ScriptWatch):
         self.intervention.gradients(self._at, one.recorder.model)
         self.intervention.before_update(self._at, optimizer)
 
-    def after_update(self, optimizer: Optimizer) -> None:
+    def after_update(self, optimizer: Optimizer, *call: Any) -> None:
         one = None if self._ours or self._off else self._is_first(optimizer)
         if one is not None and self._at is not None:
             self.intervention.after_update(self._at, optimizer)
         super().after_update(optimizer)
+
+    def _nothing_else(self) -> bool:
+        return False
 
     def _step(self, one: Watched) -> None:
         if one is self.watched[0]:

@@ -35,17 +35,19 @@ class Seams:
         """`backward` is called on it; what is returned takes its place."""
         return loss
 
+    waits = False  # whether `after_backward` is to be called
+
     def after_backward(self) -> None:
         """It has ended."""
 
     def scaled(self, loss: torch.Tensor, scaled: torch.Tensor) -> None:
         """A GradScaler has scaled the loss."""
 
-    def before_update(self, optimizer: Optimizer) -> None:
-        """Right before `optimizer.step()`."""
+    def before_update(self, optimizer: Optimizer, *call: Any) -> None:
+        """Right before `optimizer.step()`; `call` is what torch tells its hooks: the arguments."""
 
-    def after_update(self, optimizer: Optimizer) -> None:
-        """Right after `optimizer.step()`."""
+    def after_update(self, optimizer: Optimizer, *call: Any) -> None:
+        """Right after it."""
 
     def scaler_steps(self, optimizer: Optimizer) -> None:
         """A GradScaler begins its `step(optimizer)`, which may leave the update out."""
@@ -86,9 +88,11 @@ class Hooks:
             for name, make in (("scale", self._scale), ("step", self._step), ("update", self._update)):
                 if name in vars(kind):
                     self._wrap(kind, name, make)
-        pre = register_optimizer_step_pre_hook(lambda optimizer, a, k: self.seams.before_update(optimizer))
-        post = register_optimizer_step_post_hook(lambda optimizer, a, k: self.seams.after_update(optimizer))
-        self._undo += [pre.remove, post.remove]
+        # Called by torch itself, with nothing of ours in between: every step pays for it.
+        pre = register_optimizer_step_pre_hook(seams.before_update)
+        post = register_optimizer_step_post_hook(seams.after_update)
+        self._updates = [pre.remove, post.remove]
+        self._undo += self._updates
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._forked, after_in_parent=self._forks)
 
@@ -103,6 +107,8 @@ class Hooks:
 
     def _forked(self) -> None:
         self.seams = NOTHING
+        for remove in self._updates:
+            remove()
 
     def _wrap(self, place: Any, name: str, make: Callable[[Any], Any]) -> None:
         original = getattr(place, name)
@@ -121,12 +127,13 @@ class Hooks:
         def backward(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             if self._inside:
                 return original(tensor, *args, **kwargs)
-            self._inside += 1
+            self._inside = 1
             try:
                 made = original(self.seams.backward(tensor), *args, **kwargs)
             finally:
-                self._inside -= 1
-            self.seams.after_backward()
+                self._inside = 0
+            if self.seams.waits:
+                self.seams.after_backward()
             return made
 
         return backward
@@ -135,7 +142,7 @@ class Hooks:
         def backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
             if self._inside:
                 return original(tensors, *args, **kwargs)
-            self._inside += 1
+            self._inside = 1
             try:
                 if isinstance(tensors, torch.Tensor):
                     tensors = self.seams.backward(tensors)
@@ -143,8 +150,9 @@ class Hooks:
                     tensors = tuple(self.seams.backward(t) for t in tensors)
                 made = original(tensors, *args, **kwargs)
             finally:
-                self._inside -= 1
-            self.seams.after_backward()
+                self._inside = 0
+            if self.seams.waits:
+                self.seams.after_backward()
             return made
 
         return backward

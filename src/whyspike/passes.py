@@ -76,8 +76,8 @@ class Pass:
 
     def __next__(self) -> Any:
         recorder = self._recorder
-        if recorder._rng.compare and not recorder._off:
-            self._before = rng_state()
+        if recorder._look:
+            self._looks()
         try:
             batch = next(self._source)
         except StopIteration:
@@ -87,22 +87,31 @@ class Pass:
             self.close()
             raise
         ids = self._ids
-        if ids is not None and not recorder._off:
-            try:
-                rows = ids.seen.popleft() if ids.seen else ()
-                if (
-                    recorder._look
-                    or recorder._draws
-                    or len(rows) != recorder._nominal
-                    or recorder.optimizer.param_groups[0]["lr"] is not recorder._lr0
-                ):
-                    ids.release()
-                    recorder._drawn(batch, compact(rows), self._before)
-                    self._before = None
-                else:
-                    recorder._draws = [(batch, recorder._fresh, compact(rows), recorder._nominal, None)]
-            except Exception as error:
-                recorder._fail(error)
+        if ids is None or recorder._off:
+            return batch
+        try:
+            rows = ids.seen.popleft() if ids.seen else ()
+            if recorder._look or recorder._draws or len(rows) != recorder._nominal:
+                return self._noted(batch, compact(rows))
+            if (lr := recorder.optimizer.param_groups[0]["lr"]) is not recorder._lr0:
+                recorder._new_lr(lr)
+            recorder._draws = [(batch, recorder._fresh, compact(rows), recorder._nominal, None)]
+        except Exception as error:
+            recorder._fail(error)
+        return batch
+
+    def _looks(self) -> None:
+        """A batch is about to be drawn that needs more than appending."""
+        recorder = self._recorder
+        if recorder._rng.compare and not recorder._off:
+            self._before = rng_state()
+
+    def _noted(self, batch: Any, ids: Any) -> Any:
+        """It was drawn; what is returned is handed to the loop."""
+        if self._ids is not None:
+            self._ids.release()
+        self._recorder._drawn(batch, ids, self._before)
+        self._before = None
         return batch
 
     def close(self, *, finished: bool = False) -> None:

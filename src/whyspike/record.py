@@ -33,7 +33,7 @@ from whyspike.cliporder import ClipOrder, unscaled_by
 from whyspike.errors import BadTraining
 from whyspike.frozen import rng_state
 from whyspike.gradwatch import GradWatch
-from whyspike.hyper import Hyper, hyperparameters, without_lr
+from whyspike.hyper import Hyperparameters
 from whyspike.keeper import Keeper
 from whyspike.loader_ids import length, loader_facts
 from whyspike.lossvalue import describe, number, number_or_later
@@ -185,6 +185,7 @@ class Recorder:
         self._micros: Counter[int] = Counter()  # steps by their number of micro-batches
         self._nominal = -1  # samples of an ordinary micro-batch; -1 when not known yet
         # the hyperparameters, as they were last read
+        self._hyper = Hyperparameters()
         self._lrs: list[Any] = []
         self._lr0: Any = None
         self._pre_hook: Any = None
@@ -426,9 +427,8 @@ class Recorder:
         elif not ids:
             ids = None
         n = len(ids) if ids is not None else _size(batch)
-        if keeper is not None and self.optimizer.param_groups[0]["lr"] is not self._lr0:
-            self._read_hyper()
-            self._hook_if_needed(step)
+        if keeper is not None and (lr := self.optimizer.param_groups[0]["lr"]) is not self._lr0:
+            self._new_lr(lr)
         kept, versions = keeper.hold(batch) if keeper is not None and len(draws) < MOST_MICRO else (None, None)
         if type(draws) is list:
             draws.append((kept, versions, ids, n, self._rng.note_more(before)))
@@ -585,17 +585,24 @@ class Recorder:
         except Exception as error:
             self._fail(error)
 
+    def _new_lr(self, lr: Any) -> None:
+        """The first group has another lr than before, or another number of the same value."""
+        if type(lr) is float and len(self._lrs) == 1 and lr == self._lr0:
+            self._lr0 = lr
+        else:
+            self._read_hyper()
+            self._hook_if_needed(self._step)
+
     def _read_hyper(self) -> None:
         groups = self.optimizer.param_groups
         self._hook_until = self._step + STEADY_STEPS
         self._lrs = [g["lr"].clone() if isinstance(g["lr"], torch.Tensor) else g["lr"] for g in groups]
         self._lr0 = self._lrs[0]
-        epoch, first, _, before = self._context
-        now: Hyper = hyperparameters(self.optimizer)
-        self._context = (epoch, first, float(self._lr0), now)
-        if without_lr(before) != without_lr(now):
+        changed = self._hyper.read(self.optimizer)
+        self._context = (*self._context[:2], float(self._lr0), self._hyper.now)
+        if changed:
             if counts(self._hyper_marks, 64):
-                self._writer.mark(self._step, "hyperparameters", {"groups": list(now)})
+                self._writer.mark(self._step, "hyperparameters", {"groups": list(self._hyper.now or ())})
             self._hyper_marks += 1
 
     # ------------------------------------------------------------------ after the step

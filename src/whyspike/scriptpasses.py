@@ -23,17 +23,25 @@ class ScriptPass(Pass):
         for recorder in self._others:
             recorder._epoch_begins(loader)
 
-    def __next__(self) -> Any:
+    def _looks(self) -> None:
         if self._one.evaluation is not None:
             self._watch._training(self._one)
         if self._taping.busy:
             self._taping.cancel()
-        batch = Pass.__next__(self)
-        if not self._watch._off:
-            try:
-                return self._taping.drawn(batch, self._recorder)
-            except Exception as error:
-                self._watch._fail(error)
+        super()._looks()
+
+    def _noted(self, batch: Any, ids: Any) -> Any:
+        super()._noted(batch, ids)
+        recorder, taping = self._recorder, self._taping
+        if self._watch._off:
+            return batch
+        try:
+            batch = taping.drawn(batch, recorder)
+            if taping.busy:
+                self._watch._alone = None
+            recorder._look = recorder._look or taping.busy or taping.lacks(recorder._nominal)
+        except Exception as error:
+            self._watch._fail(error)
         return batch
 
     def close(self, *, finished: bool = False) -> None:

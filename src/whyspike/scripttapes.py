@@ -50,6 +50,14 @@ class ScriptTapes:
         self._left_over: list[Recording] = []
         self.busy = False  # whether something is recorded, or could not be ended yet
 
+    def lacks(self, n: int) -> bool:
+        """Whether the way of a further batch of so many samples would be recorded."""
+        return self._every or self.halve or (n not in self.tapes and self._wanting)
+
+    @property
+    def _wanting(self) -> bool:
+        return self._every or (self._tries < TRIES and len(self.tapes) < SIZES)
+
     def drawn(self, batch: Any, recorder: Recorder) -> Any:
         """The batch was drawn: record its way, if that is not known. What is returned is handed to the script."""
         if self.halve and self.tapes:
@@ -60,9 +68,7 @@ class ScriptTapes:
         return batch
 
     def _begin(self, batch: Any, n: int, recorder: Recorder, micro: int) -> None:
-        if not recorder._step or compiles():
-            return
-        if not self._every and (self._tries >= TRIES or len(self.tapes) >= SIZES):
+        if not recorder._step or not self._wanting or compiles():
             return
         self._tries += 1
         self._recording, self._batch, self._at = Recording(batch, n), batch, (recorder._step, micro)

@@ -80,6 +80,7 @@ class ScriptWatch(Seams):
         self._facts, self.stop = facts or {}, stop
         self.taping.probed = stop is not None  # a run that is soon ended needs no live probe
         self._by_optimizer: dict[int, Watched] = {}
+        self._alone: Watched | None = None  # the one training, as long as its steps are appended and no more
         self._made: list[weakref.ref[Optimizer]] = []
         self._pending: list[torch.Tensor] = []  # losses since the last update, as the script computed them
         self._pending_names: set[str] = set()
@@ -93,6 +94,7 @@ class ScriptWatch(Seams):
         self._pass: weakref.ref[Pass] | None = None
         self._loader: weakref.ref[Any] | None = None
         self._ours = 0  # what passes now is not the script's
+        self.waits = closely
         self._before = 0  # losses that waited when the update began
         self._off = os.environ.get(DISABLE, "").lower() not in ("", "0", "false")
 
@@ -125,6 +127,7 @@ class ScriptWatch(Seams):
         recorder.facts |= self._facts | ({"beside": True} if self.watched else {})
         found = self._by_optimizer[id(optimizer)] = Watched(optimizer, recorder)
         self.watched.append(found)
+        self._alone = None
         return found
 
     @contextmanager
@@ -187,32 +190,43 @@ class ScriptWatch(Seams):
     # ------------------------------------------------------------------ losses and updates
 
     def scaled(self, loss: torch.Tensor, scaled: torch.Tensor) -> None:
+        self._alone = None
         self._unscaled = (weakref.ref(scaled), loss)
 
     def backward(self, loss: torch.Tensor) -> torch.Tensor:
         if self._ours or self._off:
             return loss
         try:
-            own = loss
-            if self._unscaled is not None:
-                if self._unscaled[0]() is loss:
-                    own = self._unscaled[1]
-                self._unscaled = None
-            name = None
-            if self.updates < NAMED or len(self.watched) > 1 or self._loss is not None:
-                name = self._name_now = self._named(own, loss)
-            if self.taping.busy and self.watched:
-                self.taping.ended(own, self.watched[0].recorder)
-            if own.numel() == 1 and (self._loss is None or name == self._loss):
-                self._pending.append(own.detach())
-                if name is not None:
-                    self._pending_names.add(name)
+            if self._alone is not None and loss.numel() == 1:
+                self._pending.append(loss.detach())
+            else:
+                self._new_loss(loss)
         except Exception as error:
             self._fail(error)
         return loss
 
+    @property
+    def _names_wanted(self) -> bool:
+        """Whether losses are asked for their names."""
+        return self.updates < NAMED or len(self.watched) > 1 or self._loss is not None
+
+    def _new_loss(self, loss: torch.Tensor) -> None:
+        own, name = loss, None
+        if self._unscaled is not None:
+            if self._unscaled[0]() is loss:
+                own = self._unscaled[1]
+            self._unscaled = None
+        if self._names_wanted:
+            name = self._name_now = self._name_of(own, loss)
+        if self.taping.busy and self.watched:
+            self.taping.ended(own, self.watched[0].recorder)
+        if own.numel() == 1 and (self._loss is None or name == self._loss):
+            self._pending.append(own.detach())
+            if name is not None:
+                self._pending_names.add(name)
+
     def after_backward(self) -> None:
-        if not self._closely or self._ours or self._off or not self.watched:
+        if self._ours or self._off or not self.watched:
             return
         try:
             self._wait()
@@ -225,9 +239,9 @@ class ScriptWatch(Seams):
         if recorder.loader is None:
             self.taping.wait(recorder)
 
-    def _named(self, *losses: torch.Tensor) -> str | None:
+    def _name_of(self, *losses: torch.Tensor) -> str | None:
         """The name that the script has for one of the losses at the place where it calls backward."""
-        frame = sys._getframe(2)
+        frame = sys._getframe(3)
         while frame is not None and frame.f_code.co_filename.startswith((OURS, TORCH)):
             frame = frame.f_back
         if frame is None:
@@ -244,13 +258,15 @@ class ScriptWatch(Seams):
                 self.names.add(known[1])
         return known[1]
 
-    def before_update(self, optimizer: Optimizer) -> None:
+    def before_update(self, optimizer: Optimizer, *call: Any) -> None:
         if self._ours or self._off:
+            return
+        self._before = len(self._pending)
+        if self._alone is not None and self._alone.optimizer is optimizer:
             return
         try:
             if self.taping.busy and self._loader is None:
                 self.taping.cancel()  # what was waited for was another micro-batch
-            self._before = len(self._pending)
             one = self._by_optimizer.get(id(optimizer)) or self._of(optimizer)
             if one is None and self._pending and not self._follows(optimizer):
                 one = self._watch(optimizer)
@@ -271,23 +287,33 @@ class ScriptWatch(Seams):
             for one in self.watched
         )
 
-    def after_update(self, optimizer: Optimizer) -> None:
+    def after_update(self, optimizer: Optimizer, *call: Any) -> None:
         if self._ours or self._off:
             return
         self.updates += 1
+        one = self._alone
         try:
-            one, pending = self._by_optimizer.get(id(optimizer)), self._pending
-            ordinary = len(pending) == len(self.watched) == 1 and not self._in_scaler
-            if ordinary and one is not None and self.updates > NAMED:
-                self._pending = []
-                self._latest = one.losses = pending
-                self._step(one)
+            if one is not None and one.optimizer is optimizer and len(self._pending) == 1:
+                self._latest, self._pending = self._pending, []
+                self._ours = 1  # as `_own`, which costs as much as the rest
+                try:
+                    one.recorder.step(self._latest[0])
+                finally:
+                    self._ours = 0
                 return
             # A closure is called inside of the update, maybe many times: the first time counts, as in its result.
             del self._pending[self._before + 1 :]
             self._updated(optimizer)
+            self._alone = self.watched[0] if self.watched and self._nothing_else() else None
         except Exception as error:
             self._fail(error)
+
+    def _nothing_else(self) -> bool:
+        """Whether from here on a step of the one training is appended to its record, and nothing else is due."""
+        taping, closer = self.taping, self._closely or self.stop is not None
+        scaled = self._unscaled is not None or self._in_scaler
+        looks = self._names_wanted or taping.busy or not taping.probed or self.watched[0].evaluation is not None
+        return not (closer or scaled or looks)
 
     def _updated(self, optimizer: Optimizer) -> None:
         if self._pending:
@@ -304,8 +330,7 @@ class ScriptWatch(Seams):
             self._step(one)
 
     def _step(self, one: Watched) -> None:
-        self._ours += 1  # as `_own`, which costs as much as the rest
-        try:
+        with self._own():
             one.recorder.step(one.loss)
             if not self.taping.probed and one is self.watched[0]:
                 make = self.taping.probe_of(one.recorder)
@@ -313,14 +338,12 @@ class ScriptWatch(Seams):
                     one.recorder.begin_probe(make)
             if self._closely and one is self.watched[0]:
                 self._wait()
-        finally:
-            self._ours -= 1
         if self.stop is not None and one is self.watched[0] and one.recorder._step >= self.stop:
             self.enough = True
             raise SystemExit(0)
 
     def scaler_steps(self, optimizer: Optimizer) -> None:
-        self._in_scaler = True
+        self._in_scaler, self._alone = True, None
         self._count = self.updates
 
     def scaler_stepped(self, optimizer: Optimizer) -> None:
@@ -353,6 +376,7 @@ class ScriptWatch(Seams):
                     self._evaluation(one)
 
     def _evaluation(self, one: Watched) -> None:
+        self._alone, one.recorder._look = None, True
         with self._own(), suppress(Exception):
             made = one.recorder.evaluating()
             made.__enter__()
@@ -383,5 +407,5 @@ class ScriptWatch(Seams):
 
     def _fail(self, error: Exception) -> None:
         """Look at nothing more; the training goes on."""
-        self._off, self.error = True, error
+        self._off, self.error, self._alone = True, error, None
         self.finish("error")
