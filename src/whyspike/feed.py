@@ -132,7 +132,7 @@ class Feed:
             n: its samples, where the batch itself cannot be seen.
         """
         recorder = self.recorder
-        if not recorder.recording:
+        if recorder._off:
             return
         if not self._open:
             self.begins()
@@ -161,10 +161,10 @@ class Feed:
         """The optimizer has made its update with the micro-batches since the last one."""
         losses, self._losses = self._losses, []
         recorder = self.recorder
-        if not recorder.recording or not losses:
+        if recorder._off or not losses:
             return
-        recorder.step(mean_loss(losses))
-        if recorder.recording and recorder._rng.compare:
+        recorder.step(losses[0] if len(losses) == 1 else mean_loss(losses))
+        if recorder._rng.compare and not recorder._off:
             self._before = rng_state()
         if self._left is not None and self._left <= 0:
             self.ends()

@@ -24,6 +24,9 @@ Begin = Callable[[Any], Iterator[Any]]
 class Seams:
     """What happens in a training. The base class changes nothing and looks at nothing."""
 
+    def hooked(self, hooks: Hooks) -> None:
+        """They are in place."""
+
     def made(self, optimizer: Optimizer) -> None:
         """An optimizer was made."""
 
@@ -44,7 +47,7 @@ class Seams:
         """A GradScaler has scaled the loss."""
 
     def before_update(self, optimizer: Optimizer, *call: Any) -> None:
-        """Right before `optimizer.step()`; `call` is what torch tells its hooks: the arguments."""
+        """Right before `optimizer.step()`; `call` is what torch tells its hooks, the arguments. See `announce`."""
 
     def after_update(self, optimizer: Optimizer, *call: Any) -> None:
         """Right after it."""
@@ -88,27 +91,36 @@ class Hooks:
             for name, make in (("scale", self._scale), ("step", self._step), ("update", self._update)):
                 if name in vars(kind):
                     self._wrap(kind, name, make)
-        # Called by torch itself, with nothing of ours in between: every step pays for it.
-        pre = register_optimizer_step_pre_hook(seams.before_update)
-        post = register_optimizer_step_post_hook(seams.after_update)
-        self._updates = [pre.remove, post.remove]
-        self._undo += self._updates
+        self._pre: Any = None
+        self._post = register_optimizer_step_post_hook(seams.after_update)
+        self.announce(True)
+        seams.hooked(self)
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._forked, after_in_parent=self._forks)
 
     def remove(self) -> None:
         """Put everything back as it was, where nobody else has wrapped it since."""
+        self.announce(False)
+        self._post.remove()
         self.seams = NOTHING
         while self._undo:
             self._undo.pop()()
+
+    def announce(self, wanted: bool) -> None:
+        """Call `before_update`, or not: a hook costs every step that does not need it. Not to be called inside it."""
+        if wanted and self._pre is None:
+            self._pre = register_optimizer_step_pre_hook(self.seams.before_update)
+        elif not wanted and self._pre is not None:
+            self._pre.remove()
+            self._pre = None
 
     def _forks(self) -> None:
         self.seams.forked()
 
     def _forked(self) -> None:
+        self.announce(False)
+        self._post.remove()
         self.seams = NOTHING
-        for remove in self._updates:
-            remove()
 
     def _wrap(self, place: Any, name: str, make: Callable[[Any], Any]) -> None:
         original = getattr(place, name)

@@ -38,7 +38,7 @@ class ScriptPass(Pass):
         try:
             batch = taping.drawn(batch, recorder)
             if taping.busy:
-                self._watch._alone = None
+                self._watch.look_closer()
             recorder._look = recorder._look or taping.busy or taping.lacks(recorder._nominal)
         except Exception as error:
             self._watch._fail(error)

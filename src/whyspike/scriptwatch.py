@@ -20,7 +20,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from whyspike.holders import belonging_to, living, network_of
-from whyspike.hooks import Begin, Seams
+from whyspike.hooks import Begin, Hooks, Seams
 from whyspike.passes import Pass
 from whyspike.record import DISABLE, Recorder, watch
 from whyspike.script import OURS
@@ -80,7 +80,9 @@ class ScriptWatch(Seams):
         self._facts, self.stop = facts or {}, stop
         self.taping.probed = stop is not None  # a run that is soon ended needs no live probe
         self._by_optimizer: dict[int, Watched] = {}
-        self._alone: Watched | None = None  # the one training, as long as its steps are appended and no more
+        self._hooks: Hooks | None = None
+        # The one training, as long as its steps are appended and nothing more: its updates are not announced.
+        self._alone: Watched | None = None
         self._made: list[weakref.ref[Optimizer]] = []
         self._pending: list[torch.Tensor] = []  # losses since the last update, as the script computed them
         self._pending_names: set[str] = set()
@@ -103,8 +105,18 @@ class ScriptWatch(Seams):
     def forked(self) -> None:
         self.forks += 1
 
+    def hooked(self, hooks: Hooks) -> None:
+        self._hooks = hooks
+
     def made(self, optimizer: Optimizer) -> None:
         self._made.append(weakref.ref(optimizer))
+        self.look_closer()
+
+    def look_closer(self) -> None:
+        """The next update is not one that is only appended."""
+        self._alone = None
+        if self._hooks is not None:
+            self._hooks.announce(True)
 
     def _watch(self, optimizer: Optimizer) -> Watched | None:
         """A recorder for this optimizer; None where there are too many, or another one has the same parameters."""
@@ -127,7 +139,7 @@ class ScriptWatch(Seams):
         recorder.facts |= self._facts | ({"beside": True} if self.watched else {})
         found = self._by_optimizer[id(optimizer)] = Watched(optimizer, recorder)
         self.watched.append(found)
-        self._alone = None
+        self.look_closer()
         return found
 
     @contextmanager
@@ -190,7 +202,7 @@ class ScriptWatch(Seams):
     # ------------------------------------------------------------------ losses and updates
 
     def scaled(self, loss: torch.Tensor, scaled: torch.Tensor) -> None:
-        self._alone = None
+        self.look_closer()
         self._unscaled = (weakref.ref(scaled), loss)
 
     def backward(self, loss: torch.Tensor) -> torch.Tensor:
@@ -261,10 +273,8 @@ class ScriptWatch(Seams):
     def before_update(self, optimizer: Optimizer, *call: Any) -> None:
         if self._ours or self._off:
             return
-        self._before = len(self._pending)
-        if self._alone is not None and self._alone.optimizer is optimizer:
-            return
         try:
+            self._before = len(self._pending)
             if self.taping.busy and self._loader is None:
                 self.taping.cancel()  # what was waited for was another micro-batch
             one = self._by_optimizer.get(id(optimizer)) or self._of(optimizer)
@@ -301,19 +311,35 @@ class ScriptWatch(Seams):
                 finally:
                     self._ours = 0
                 return
+            if one is not None:
+                self._unannounced(optimizer, *call)
             # A closure is called inside of the update, maybe many times: the first time counts, as in its result.
             del self._pending[self._before + 1 :]
             self._updated(optimizer)
-            self._alone = self.watched[0] if self.watched and self._nothing_else() else None
+            if self.watched and self._hooks is not None and self._nothing_else():
+                self._alone = self.watched[0]
+                self._hooks.announce(False)
         except Exception as error:
             self._fail(error)
+
+    def _unannounced(self, optimizer: Optimizer, args: Any = (), kwargs: Any = None) -> None:
+        """The update that has ended is no ordinary one: see to what is otherwise done before it, as far as it can."""
+        alone = self._alone
+        self.look_closer()
+        if alone is None or alone.optimizer is not optimizer:
+            self.before_update(optimizer)
+        elif (args[1] if len(args) > 1 else (kwargs or {}).get("closure")) is not None:
+            self._before = 0
+        else:
+            self._before = len(self._pending)
 
     def _nothing_else(self) -> bool:
         """Whether from here on a step of the one training is appended to its record, and nothing else is due."""
         taping, closer = self.taping, self._closely or self.stop is not None
         scaled = self._unscaled is not None or self._in_scaler
         looks = self._names_wanted or taping.busy or not taping.probed or self.watched[0].evaluation is not None
-        return not (closer or scaled or looks)
+        others = sum(made() is not None for made in self._made) > 1  # one of them may yet make its first update
+        return not (closer or scaled or looks or others)
 
     def _updated(self, optimizer: Optimizer) -> None:
         if self._pending:
@@ -343,7 +369,8 @@ class ScriptWatch(Seams):
             raise SystemExit(0)
 
     def scaler_steps(self, optimizer: Optimizer) -> None:
-        self._in_scaler, self._alone = True, None
+        self.look_closer()
+        self._in_scaler = True
         self._count = self.updates
 
     def scaler_stepped(self, optimizer: Optimizer) -> None:
@@ -376,7 +403,8 @@ class ScriptWatch(Seams):
                     self._evaluation(one)
 
     def _evaluation(self, one: Watched) -> None:
-        self._alone, one.recorder._look = None, True
+        self.look_closer()
+        one.recorder._look = True
         with self._own(), suppress(Exception):
             made = one.recorder.evaluating()
             made.__enter__()
@@ -407,5 +435,5 @@ class ScriptWatch(Seams):
 
     def _fail(self, error: Exception) -> None:
         """Look at nothing more; the training goes on."""
-        self._off, self.error, self._alone = True, error, None
+        self._off, self.error = True, error
         self.finish("error")
