@@ -144,12 +144,8 @@ class Feed:
             if self._left is not None:
                 self._left -= 1
             before, self._before = self._before, None
-            if recorder._look or recorder._draws or len(rows) != recorder._nominal:
+            if not recorder._ordinary(batch, rows):
                 recorder._drawn(batch, compact(rows), before)
-            else:
-                if (lr := recorder.optimizer.param_groups[0]["lr"]) is not recorder._lr0:
-                    recorder._new_lr(lr)
-                recorder._draws = [(batch, recorder._fresh, compact(rows), recorder._nominal, None)]
         except Exception as error:
             recorder._fail(error)
 

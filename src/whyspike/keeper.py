@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from time import perf_counter
@@ -13,12 +12,12 @@ import numpy as np
 from torch import nn
 from torch.optim import Optimizer
 
-from whyspike import batches, capsule
+from whyspike import capsule
 from whyspike.boundary import Boundary
 from whyspike.capsule_file import StepRecord
-from whyspike.errors import NotReplayable
+from whyspike.heldsteps import HeldSteps, versions_of
 from whyspike.pins import Pins
-from whyspike.ring import SLOTS, Ring, Slot, main_memory
+from whyspike.ring import SLOTS, Ring, Slot
 from whyspike.runfolder import RunFolder
 from whyspike.stretch import Step, Stretch, n_samples, sample_ids
 from whyspike.strides import Stride, counts
@@ -29,12 +28,12 @@ LEAD = 4  # a snapshot is taken so many steps before the last one of an epoch: a
 AHEAD = 24  # steps between a snapshot and the event: the rise begins up to 14 before it is seen in a probe, and 10 more
 SLOTS_CLOSELY = 5  # so many of a stride of 16 reach back to there when the detector has the news, 16 steps later
 APART = 8  # steps between two snapshots at least
-HELD_STEPS = 160  # steps whose batches are kept in memory: a snapshot every 64, the detector's delay, and FOLLOW
-HELD_BEYOND = 96  # with wider strides a stride and so many more, or an event late in one could not be replayed
-HELD_BYTES = 1 << 30  # and no more than this of them, nor than a sixteenth of the machine's memory
+# Steps that the detector is behind: at least, with a stride of as many, and at most. Each time it is much code and much
+# memory that a step does not touch, which come into the caches again and push out what is the training's.
+BEHIND = (16, 48, 256)
+BEYOND = 32  # steps that are held beyond a stride and those: FOLLOW and a few
 FORESEEN = 12  # changes between two steps after which the next one is foreseen; later ones are thinned
 NEVER = 1 << 62
-TRUST_AFTER = 16  # batches whose version counters were all the same
 BUDGET = 0.0025  # share of the training's time for snapshots
 FRAME_SHARE = 0.1  # of max_bytes is left to the record itself
 
@@ -62,11 +61,7 @@ class Keeper:
         closely: bool = False,
     ) -> None:
         self.stride = Stride("snapshot", 16, math.inf if closely else BUDGET)
-        # One step in, one step out: freeing many batches at once scatters the memory of the ones that follow, which
-        # costs 4 % of a 0.5 ms step.
-        self.held: deque[Step] = deque(maxlen=HELD_STEPS)
-        self._room = HELD_STEPS  # steps whose batches memory has room for
-        self._end = 0  # the step after the last that is held
+        self.held = HeldSteps(store=store_batches, say=self._say)
         self.batch_size: int | None = None
         self.boundaries: Mapping[int, Boundary] = {}  # what happened before some steps; the recorder fills it
         self.ready_at = NEVER  # number of steps after which a pinned snapshot has the steps that follow it
@@ -75,13 +70,6 @@ class Keeper:
         self._ring = Ring(model, optimizer, scheduler, scaler, max_bytes, n_slots=slots)
         self._pins = Pins(closely=closely)
         self._max_bytes, self._mark = max_bytes, mark
-        self._store = store_batches
-        self._copy: bool | None = None  # keep copies of the batches; decided at the first one
-        self._drawn = 0
-        self._usual: Any = None
-        # Version counters that every batch has when it is drawn, once that is known: they need not be read each time,
-        # and a batch that has others when it is written was modified.
-        self.fresh: Any = None
         self.next_step = 0  # before this one no snapshot is due
         self._last = self._last_boundary = -(1 << 30)
         self._changed = -1  # the step before which something changed between two steps, the last time
@@ -90,79 +78,30 @@ class Keeper:
         self._until: dict[int, int] = {}  # last step that the capsule written for a snapshot holds
         self._said: set[str] = set()
 
-    # ------------------------------------------------------------------ batches
-
-    def hold(self, batch: Any) -> tuple[Any, Any]:
-        """What is kept of a batch, with the version counters of its tensors when it is not a copy."""
-        if not self._store:
-            return None, None
-        if self._copy is None:
-            self._first(batch)
-            return self.hold(batch)
-        if self._copy:
-            return batches.clone(batch), None
-        versions = _versions(batch)
-        self._drawn += 1
-        if self._drawn == 1:
-            self._usual = versions
-        elif versions != self._usual:
-            self._usual = None
-        elif self._drawn == TRUST_AFTER:
-            self.fresh = versions
-        return batch, versions
-
-    def _first(self, batch: Any) -> None:
-        self._copy = _must_copy(batch)
-        try:
-            batches.flatten(batch)
-        except NotReplayable as error:
-            self._store = False
-            self._say("batches-off", 0, {"reason": str(error)})
-            return
-        room = min(HELD_BYTES, main_memory() // 16) // max(1, batches.n_bytes(batch))
-        self._room = max(1, room)
-        if room < HELD_STEPS:
-            self.held = deque(self.held, maxlen=self._room)
-
-    def follow(self, stretch: Stretch) -> None:
-        """Steps have ended; `held` has them already.
-
-        A batch that the training has modified in place is not what was drawn. From the first such on, copies are kept.
-        Every batch is looked at again before it is written.
-        """
-        steps = stretch.steps
-        self._end = stretch.first + len(steps)
-        wanted = min(self._room, self.stride.every + HELD_BEYOND)
-        if wanted > self.n_held:
-            self.held = deque(self.held, maxlen=wanted)
-        if self.held and self.held[-1] is not steps[-1]:  # losses on a GPU have been read meanwhile
-            for _ in range(min(len(steps), len(self.held))):
-                self.held.pop()
-            self.held.extend(steps)
-        if self._copy or not self._store:
-            return
-        for _, draws, _, _ in steps if self.fresh is None else steps[-1:]:
-            for batch, versions, *_ in draws:
-                if versions is not None and versions != _versions(batch):
-                    self._copy, self.fresh = True, None
-                    self._say("batches-modified", stretch.first, {})
-                    return
+    # ------------------------------------------------------------------ steps
 
     @property
-    def n_held(self) -> int:
-        """For how many steps batches are held, at most."""
-        assert self.held.maxlen is not None
-        return self.held.maxlen
+    def behind(self) -> int:
+        """So many steps may go by until the detector sees them: the snapshot before is still in the ring then.
+
+        With a stride of 64 or more, less than one goes by until the detector, 16 steps late, has the news of a step.
+        Then fewer than `SLOTS` snapshots have been taken: one of the stride, and one at the end of an epoch. Where
+        memory has room for few steps, it is half of those that are held.
+        """
+        least, enough, most = BEHIND
+        every = self.stride.every
+        return min(max(least, min(every, enough), every - BEYOND), most, max(1, self.held.most // 2))
+
+    def follow(self, stretch: Stretch) -> None:
+        """Steps have ended; those that are held have them already."""
+        self.held.follow(stretch, self.stride.every + max(self.behind, BEHIND[1]) + BEYOND)
 
     def covers(self, step: int) -> bool:
         """Whether a capsule holds this step, or may come to hold it."""
-        if step >= self._held_from():
+        if step >= self.held.begin:
             return True
         spans = [(s.step, s.pinned_until) for s in self._ring.pinned()] + list(self._until.items())
         return any(first <= step <= (last or first) for first, last in spans)
-
-    def _held_from(self) -> int:
-        return self._end - len(self.held)
 
     # ------------------------------------------------------------------ snapshots
 
@@ -227,7 +166,7 @@ class Keeper:
     def event(self, step: int, height: float, *, at_epoch_end: bool, fresh: bool, elapsed_s: float) -> None:
         """The detector has seen an event (or, not fresh, a new peak of the last one)."""
         slot = self._ring.covering(step, ahead=0 if at_epoch_end else self._ahead)
-        if slot is None or self._held_from() > slot.step:
+        if slot is None or self.held.begin > slot.step:
             return
         reasons = self._pins.for_event(height, at_epoch_end=at_epoch_end, fresh=fresh, elapsed_s=elapsed_s)
         if not reasons:
@@ -247,7 +186,7 @@ class Keeper:
                 self._foreseen = step + interval - APART
                 self.next_step = min(self.next_step, self._foreseen)
             self._foresights += 1
-        before = [s for s in self._ring.slots if step - len(self.held) <= s.step < step]
+        before = [s for s in self._ring.slots if step - len(self.held.steps) <= s.step < step]
         early = [s for s in before if s.step <= step - APART]
         slot = max(early or before, key=lambda s: s.step, default=None)
         if slot is None:
@@ -269,7 +208,7 @@ class Keeper:
         return len(others) < max(1, self._ring.n_slots - 1)
 
     def _pin(self, slot: Slot, reasons: list[str], until: int) -> None:
-        slot.pinned_until = max(slot.step, min(until, slot.step + self.n_held - 1))
+        slot.pinned_until = max(slot.step, min(until, slot.step + self.held.most - 1))
         slot.reasons += [r for r in reasons if r not in slot.reasons]
         self._set_ready()
 
@@ -283,7 +222,7 @@ class Keeper:
         """Write the pinned snapshots whose steps have all been recorded."""
         for slot in self._ring.pinned():
             assert slot.pinned_until is not None
-            if self._end > slot.pinned_until:
+            if self.held.end > slot.pinned_until:
                 self._write(slot, folder)
         self._set_ready()
 
@@ -299,12 +238,12 @@ class Keeper:
     def _write(self, slot: Slot, folder: RunFolder) -> None:
         until, reasons = slot.pinned_until, slot.reasons
         slot.pinned_until, slot.reasons = None, []
-        begin = self._held_from()
-        if until is None or slot.step < begin or slot.step >= self._end:
+        begin = self.held.begin
+        if until is None or slot.step < begin or slot.step >= self.held.end:
             return
         start = perf_counter()
-        last = min(until, self._end - 1)
-        steps = tuple(_step_record(k, self.held[k - begin], self.boundaries.get(k)) for k in range(slot.step, last + 1))
+        last = min(until, self.held.end - 1)
+        steps = tuple(_step_record(k, self.held[k], self.boundaries.get(k)) for k in range(slot.step, last + 1))
         path = folder.capsule_path(slot.step)
         whole = replace(slot.state, batch_size=self.batch_size, reasons=tuple(reasons), steps=steps)
         while True:
@@ -349,7 +288,7 @@ def lead(last: int) -> int:
 
 def _step_record(step: int, held: Step, boundary: Boundary | None) -> StepRecord:
     loss, draws, (epoch, begun, _, hyper), clip = held
-    whole = bool(draws) and all(b is not None and (v is None or v == _versions(b)) for b, v, *_ in draws)
+    whole = bool(draws) and all(b is not None and (v is None or v == versions_of(b)) for b, v, *_ in draws)
     return StepRecord(
         step=step,
         epoch=epoch,
@@ -371,19 +310,3 @@ def _ids(ids: Any) -> np.ndarray | None:
         return None if ids is None else np.asarray(ids, dtype=np.int64)
     except (TypeError, ValueError, OverflowError):
         return None
-
-
-def _versions(batch: Any) -> Any:
-    if type(batch) is list or type(batch) is tuple:
-        try:
-            return [t._version for t in batch]
-        except AttributeError:
-            pass
-    return batches.versions(batch)
-
-
-def _must_copy(batch: Any) -> bool:
-    """Whether a batch holds arrays (no version counter) or memory shared with workers (a file handle per tensor)."""
-    found: list[bool] = []
-    batches.walk(batch, lambda t: found.append(t.device.type == "cpu" and t.is_shared()), lambda a: found.append(True))
-    return any(found)

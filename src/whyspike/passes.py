@@ -91,11 +91,8 @@ class Pass:
             return batch
         try:
             rows = ids.seen.popleft() if ids.seen else ()
-            if recorder._look or recorder._draws or len(rows) != recorder._nominal:
+            if not recorder._ordinary(batch, rows):
                 return self._noted(batch, compact(rows))
-            if (lr := recorder.optimizer.param_groups[0]["lr"]) is not recorder._lr0:
-                recorder._new_lr(lr)
-            recorder._draws = [(batch, recorder._fresh, compact(rows), recorder._nominal, None)]
         except Exception as error:
             recorder._fail(error)
         return batch

@@ -33,9 +33,10 @@ from whyspike.cliporder import ClipOrder, unscaled_by
 from whyspike.errors import BadTraining
 from whyspike.frozen import rng_state
 from whyspike.gradwatch import GradWatch
+from whyspike.heldsteps import Hold
 from whyspike.hyper import Hyperparameters
-from whyspike.keeper import Keeper
-from whyspike.loader_ids import length, loader_facts
+from whyspike.keeper import BEHIND, Keeper
+from whyspike.loader_ids import compact, length, loader_facts
 from whyspike.lossvalue import describe, number, number_or_later
 from whyspike.measure import MakeProbe, Measures
 from whyspike.passes import Batches, Evaluating
@@ -54,11 +55,9 @@ if TYPE_CHECKING:
 
 DISABLE = "WHYSPIKE_DISABLE"
 FLUSH_S = 1.0  # a killed process loses no more than this
-# Losses are read, and the detector fed, so many steps at a time: as many as a snapshot's stride, for the ring forgets.
-# It is much code and much memory that a step does not touch, and each time it must come into the caches again.
-DRAIN_STEPS = (16, 64)
+DRAIN_STEPS = 64  # losses are read so many steps at a time where there is no Keeper that says it
 STEADY_STEPS = 64  # steps without a change after which the lr is read when a batch is drawn, not at every update
-ALARM = 1.3  # a loss this much above the recent ones is looked at without waiting for DRAIN_STEPS
+ALARM = 1.3  # a loss this much above the recent ones is looked at without waiting
 SHORT_EPOCH = 8  # steps; its end and its begin are half of it
 EVENT_APART = 30  # steps between two events at least; nearer ones are one (detect.MERGE_STEPS)
 MOST_MICRO = 256  # micro-batches of one step that are kept; more means that rec.step() is not called
@@ -174,7 +173,7 @@ class Recorder:
         self._steps: list[Step] = []  # not drained yet
         self._attention = 0  # the step at whose end something else than appending is due
         self._look = True  # the next batch needs more than appending
-        self._fresh: Any = None  # Keeper.fresh
+        self._hold: Hold | None = None  # HeldSteps.ordinary
         self._next_snapshot = 0
         # where the loop stands
         self._passes = 0
@@ -197,7 +196,7 @@ class Recorder:
         self._last_event = -EVENT_APART - 1
         self._recent: deque[float] = deque(maxlen=64)
         self._alarm = inf
-        self._drain_at = DRAIN_STEPS[0]
+        self._drain_at = BEHIND[0]
         self._begun = monotonic()
         self._flush_at = self._begun + FLUSH_S
         self._drained = (0.0, 0)  # time and step of the last drain
@@ -298,7 +297,7 @@ class Recorder:
             self._draws = ()
             self._steps.append(entry)
             if self._keeper is not None:
-                self._keeper.held.append(entry)
+                self._keeper.held.steps.append(entry)
             self._step = step = self._step + 1
             if self._scale is not None:
                 self._scale.after_step(step - 1)
@@ -417,6 +416,26 @@ class Recorder:
         if self._keeper is not None:
             self._keeper.batch_size = n if n >= 0 else None
 
+    def _ordinary(self, batch: Any, rows: Any) -> bool:
+        """Note a batch that needs nothing but appending: the only one of its step, as large as the others.
+
+        Args:
+            rows: its dataset indices, as the sampler handed them out.
+
+        Returns:
+            Whether it was such a one; else it is for `_drawn`.
+        """
+        hold = self._hold
+        if self._look or self._draws or len(rows) != self._nominal or hold is None:
+            return False
+        held = hold(batch, self._step)
+        if held is None:
+            return False
+        if (lr := self.optimizer.param_groups[0]["lr"]) is not self._lr0:
+            self._new_lr(lr)
+        self._draws = [(*held, compact(rows), self._nominal, None)]
+        return True
+
     def _drawn(self, batch: Any, ids: Any, before: Any) -> None:
         """A batch was drawn that needs more than appending."""
         keeper, draws, step = self._keeper, self._draws, self._step
@@ -429,7 +448,9 @@ class Recorder:
         n = len(ids) if ids is not None else _size(batch)
         if keeper is not None and (lr := self.optimizer.param_groups[0]["lr"]) is not self._lr0:
             self._new_lr(lr)
-        kept, versions = keeper.hold(batch) if keeper is not None and len(draws) < MOST_MICRO else (None, None)
+        kept, versions = (
+            keeper.held.hold(batch, self._step) if keeper is not None and len(draws) < MOST_MICRO else (None, None)
+        )
         if type(draws) is list:
             draws.append((kept, versions, ids, n, self._rng.note_more(before)))
             return
@@ -440,7 +461,7 @@ class Recorder:
             self._hook_if_needed(step)
         self._draws = [(kept, versions, ids, n, self._rng.note(step, before))]
         if keeper is not None:
-            self._fresh = keeper.fresh
+            self._hold = keeper.held.ordinary
         self._snapshot(step)
         self._measures.gather(batch, n)
         if self._measures.wanted and self._left is not None and self._left.wanted:
@@ -449,7 +470,7 @@ class Recorder:
             self._measures.gathering
             or self._rng.draws
             or self._rng.compare
-            or self._fresh is None
+            or self._hold is None
             or type(ids) is not array
         )
 
@@ -480,7 +501,9 @@ class Recorder:
     def _given(self, batch: Any, rng: Any) -> None:
         """The batch of the forward pass that has ended, and what `_begins` returned when it began."""
         keeper, draws, n = self._keeper, self._draws, _size(batch)
-        kept, versions = keeper.hold(batch) if keeper is not None and len(draws) < MOST_MICRO else (None, None)
+        kept, versions = (
+            keeper.held.hold(batch, self._step) if keeper is not None and len(draws) < MOST_MICRO else (None, None)
+        )
         if self._nominal < 0:
             self._set_nominal(n)
         self.learned["step_size"] = self._nominal * max(self._micro_per_step, len(draws) + 1)
@@ -637,8 +660,8 @@ class Recorder:
                 self._scale.read()
             if keeper is not None:
                 keeper.follow(stretch)
-                self._fresh = keeper.fresh
-                self._look = self._look or self._fresh is None
+                self._hold = keeper.held.ordinary
+                self._look = self._look or self._hold is None
             self._detect(stretch, now)
             self._recent.extend(stretch.loss)
             highest = max(self._recent)
@@ -655,10 +678,7 @@ class Recorder:
         if flush or now >= self._flush_at or self._writer.full:
             self._flush()
             self._flush_at = now + FLUSH_S
-        least, most = DRAIN_STEPS
-        if keeper is not None:
-            most = min(most, max(least, keeper.stride.every), max(1, keeper.n_held // 2))
-        self._drain_at = self._step + most
+        self._drain_at = self._step + (DRAIN_STEPS if keeper is None else keeper.behind)
         self._drain_by_ready()
 
     def _drain_by_ready(self) -> None:

@@ -1,0 +1,183 @@
+"""Under `whyspike run` an ordinary update is not announced, once the training is known: checked against one where all
+updates always are, on scripts that stop being ordinary after that."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from whyspike.readers.runfolder import read
+
+BEGIN = """
+    import sys
+    from pathlib import Path
+
+    import torch
+    from torch import nn
+    from torch.utils.data import DataLoader, TensorDataset
+
+    from whyspike.hooks import Hooks
+    from whyspike.scriptwatch import ScriptWatch
+
+    class Slow(ScriptWatch):
+        def _nothing_else(self):
+            return False
+
+    kind = {"quick": ScriptWatch, "slow": Slow}[sys.argv[1]]
+    here = Path(sys.argv[1])
+    watch = kind(lambda number: here / f"run-{number}", name="one")
+    hooks = Hooks(watch)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    x, y = torch.randn(196, 4), torch.randn(196, 1)
+    model, head = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)), nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    loader = DataLoader(TensorDataset(x, y), batch_size=8, shuffle=True)
+    was_alone, other, step = 0, None, 0
+
+    def loss_of(a, b):
+        return (model(a) - b).pow(2).mean()
+
+    for epoch in range(16):
+        for a, b in loader:
+            step += 1
+            late = step > 300
+            was_alone += watch._alone is not None
+"""
+ORDINARY = """
+            optimizer.zero_grad()
+            loss_of(a, b).backward()
+            optimizer.step()
+"""
+END = """
+    watch.finish("end")
+    print(was_alone, watch.error)
+"""
+SCRIPTS = {
+    "ordinary": ORDINARY,
+    "closure": """
+            def closure():
+                optimizer.zero_grad()
+                loss = loss_of(a, b)
+                loss.backward()
+                return loss
+            if late:
+                optimizer.step(closure)
+            else:
+                closure()
+                optimizer.step()
+    """,
+    "closure called several times": """
+            def closure():
+                optimizer.zero_grad()
+                loss = loss_of(a, b)
+                loss.backward()
+                return loss
+            if late:
+                if other is None:
+                    other = optimizer = torch.optim.LBFGS(model.parameters(), lr=0.01, max_iter=3)
+                optimizer.step(closure=closure)
+            else:
+                closure()
+                optimizer.step()
+    """,
+    "second optimizer": ORDINARY
+    + """
+            if late:
+                if other is None:
+                    other = torch.optim.Adam(head.parameters())
+                other.zero_grad()
+                (head(a) - b).abs().mean().backward()
+                other.step()
+    """,
+    "another optimizer of the same parameters": """
+            if step == 301:
+                optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
+    """
+    + ORDINARY,
+    "accumulation": """
+            if not late or step % 2:
+                optimizer.zero_grad()
+            loss_of(a, b).backward()
+            if not late or not step % 2:
+                optimizer.step()
+    """,
+    "two losses": """
+            optimizer.zero_grad()
+            loss_of(a, b).backward()
+            if late:
+                model[0].weight.pow(2).sum().backward()
+            optimizer.step()
+    """,
+    "an update without a loss": ORDINARY
+    + """
+            if late and step % 3 == 0:
+                optimizer.step()
+    """,
+    "evaluation": ORDINARY
+    + """
+            if late and step % 20 == 0:
+                model.eval()
+                with torch.no_grad():
+                    sum(loss_of(c, d).item() for c, d in DataLoader(TensorDataset(x[:40], y[:40]), batch_size=20))
+                model.train()
+    """,
+    "scheduler": """
+            optimizer.param_groups[0]["lr"] = 0.01 if not late else 0.01 / step
+    """
+    + ORDINARY,
+    "scaler": """
+            if late:
+                if other is None:
+                    other = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+                optimizer.zero_grad()
+                other.scale(loss_of(a, b)).backward()
+                other.step(optimizer)
+                other.update()
+            else:
+                optimizer.zero_grad()
+                loss_of(a, b).backward()
+                optimizer.step()
+    """,
+    "a loss of several values": """
+            optimizer.zero_grad()
+            if late:
+                (model(a) - b).pow(2).backward(torch.ones_like(b))
+                (model(a) * 0).sum().backward()
+            else:
+                loss_of(a, b).backward()
+            optimizer.step()
+    """,
+}
+
+
+def recorded(folder: Path, how: str, body: str) -> tuple[int, list[Path]]:
+    """How many steps passed unannounced, and the run folders."""
+    path = folder / "train.py"
+    path.write_text(textwrap.dedent(BEGIN + body + END))
+    done = subprocess.run([sys.executable, str(path), how], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    alone, error = done.stdout.split(maxsplit=1)
+    assert error.strip() == "None", error
+    return int(alone), sorted((folder / how).iterdir())
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_an_update_that_is_not_announced_is_recorded_as_one_that_is(name: str, tmp_path: Path) -> None:
+    alone, quick = recorded(tmp_path, "quick", SCRIPTS[name])
+    none, slow = recorded(tmp_path, "slow", SCRIPTS[name])
+    assert alone > 40
+    assert none == 0
+    assert [p.name for p in quick] == [p.name for p in slow]
+    for one, other in zip(quick, slow, strict=True):
+        a, b = read(one), read(other)
+        for column in ("step", "loss", "epoch", "index", "n_samples", "lr"):
+            np.testing.assert_array_equal(getattr(a, column), getattr(b, column), err_msg=column)
+        assert [i.tolist() for i in a.sample_ids or ()] == [i.tolist() for i in b.sample_ids or ()]
+        told = [[(m.step, m.name) for m in run.marks if m.name != "stride"] for run in (a, b)]
+        assert told[0] == told[1]
