@@ -99,7 +99,7 @@ class ArmWatch(ScriptWatch):
         return changed
 
     def before_update(self, optimizer: Optimizer, *call: Any) -> None:
-        super().before_update(optimizer)
+        super().before_update(optimizer, *call)
         one = None if self._ours or self._off else self._is_first(optimizer)
         if one is None:
             return
@@ -114,7 +114,7 @@ class ArmWatch(ScriptWatch):
         one = None if self._ours or self._off else self._is_first(optimizer)
         if one is not None and self._at is not None:
             self.intervention.after_update(self._at, optimizer)
-        super().after_update(optimizer)
+        super().after_update(optimizer, *call)
 
     def _nothing_else(self) -> bool:
         return False

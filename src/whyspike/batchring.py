@@ -67,7 +67,7 @@ class BatchRing:
     def _more(self, at: int, like: list[torch.Tensor]) -> None:
         """Make slots that are written before the one at this place, whose batch is still needed."""
         with torch.no_grad():
-            memory = [torch.empty((SLOTS, *t.shape), dtype=t.dtype) for t in like]
+            memory = [torch.empty((SLOTS, *t.shape), dtype=t.dtype, device="cpu") for t in like]
             self._slots[at:at] = [[m[k] for m in memory] for k in range(SLOTS)]
         self._steps[at:at] = [-1 << 62] * SLOTS
 

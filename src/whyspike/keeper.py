@@ -28,9 +28,10 @@ LEAD = 4  # a snapshot is taken so many steps before the last one of an epoch: a
 AHEAD = 24  # steps between a snapshot and the event: the rise begins up to 14 before it is seen in a probe, and 10 more
 SLOTS_CLOSELY = 5  # so many of a stride of 16 reach back to there when the detector has the news, 16 steps later
 APART = 8  # steps between two snapshots at least
-# Steps that the detector is behind: at least, with a stride of as many, and at most. Each time it is much code and much
-# memory that a step does not touch, which come into the caches again and push out what is the training's.
-BEHIND = (16, 48, 256)
+# Steps that the detector is behind, at least and at most. Each time it is much code and much memory that a step does
+# not touch, which come into the caches again and push out what is the training's.
+BEHIND = (16, 256)
+LATE = 16  # steps until the detector sees a new level
 BEYOND = 32  # steps that are held beyond a stride and those: FOLLOW and a few
 FORESEEN = 12  # changes between two steps after which the next one is foreseen; later ones are thinned
 NEVER = 1 << 62
@@ -84,17 +85,16 @@ class Keeper:
     def behind(self) -> int:
         """So many steps may go by until the detector sees them: the snapshot before is still in the ring then.
 
-        With a stride of 64 or more, less than one goes by until the detector, 16 steps late, has the news of a step.
-        Then fewer than `SLOTS` snapshots have been taken: one of the stride, and one at the end of an epoch. Where
-        memory has room for few steps, it is half of those that are held.
+        At most a stride goes by until there is news of a step. In it at most one snapshot is taken by the stride and
+        one at the end of an epoch, fewer than there are `SLOTS`. Where memory has room for few steps, it is half of
+        those that are held.
         """
-        least, enough, most = BEHIND
-        every = self.stride.every
-        return min(max(least, min(every, enough), every - BEYOND), most, max(1, self.held.most // 2))
+        least, most = BEHIND
+        return min(max(least, self.stride.every - LATE), most, max(1, self.held.most // 2))
 
     def follow(self, stretch: Stretch) -> None:
         """Steps have ended; those that are held have them already."""
-        self.held.follow(stretch, self.stride.every + max(self.behind, BEHIND[1]) + BEYOND)
+        self.held.follow(stretch, self.stride.every + self.behind + BEYOND)
 
     def covers(self, step: int) -> bool:
         """Whether a capsule holds this step, or may come to hold it."""

@@ -117,6 +117,29 @@ def watch(
 class Recorder:
     """Records one training; made by `watch`. All its methods are safe to call at any time, also after `close`."""
 
+    # What an ordinary step touches lies together, and not in a dict of sixty entries, which the training has pushed out
+    # of the caches each time.
+    __slots__ = (
+        "__dict__",
+        "__weakref__",
+        "_alarm",
+        "_attention",
+        "_clip",
+        "_context",
+        "_draws",
+        "_flush_at",
+        "_hold",
+        "_keeper",
+        "_look",
+        "_lr0",
+        "_nominal",
+        "_off",
+        "_scale",
+        "_step",
+        "_steps",
+        "optimizer",
+    )
+
     def __init__(
         self,
         model: nn.Module,
@@ -289,7 +312,9 @@ class Recorder:
         if self._off:
             return
         try:
-            if type(loss) is torch.Tensor and loss.is_cpu:
+            if type(loss) is float:
+                value = loss
+            elif type(loss) is torch.Tensor and loss.is_cpu:
                 value = loss.item()
             else:
                 value = number_or_later(loss)

@@ -39,11 +39,11 @@ class Watched:
     def __init__(self, optimizer: Optimizer, recorder: Recorder) -> None:
         self.optimizer, self.recorder = optimizer, recorder
         self.names: set[str] = set()
-        self.losses: list[torch.Tensor] = []  # of the latest update
+        self.losses: list[Any] = []  # of the latest update; see ScriptWatch._latest
         self.evaluation: Any = None  # the context of the one that is under way
 
     @property
-    def loss(self) -> torch.Tensor:
+    def loss(self) -> Any:
         """The loss of the latest update: all of them added up."""
         losses = self.losses
         return losses[0] if len(losses) == 1 else torch.stack([x.reshape(()) for x in losses]).sum()
@@ -59,6 +59,8 @@ class ScriptWatch(Seams):
         facts: what else the headers say.
         stop: updates of the first training after which the script is ended; None for all of it.
     """
+
+    __slots__ = ("_alone", "_latest", "_off", "_ours", "_pending", "updates")  # as in Recorder; the rest in a dict
 
     def __init__(
         self,
@@ -86,7 +88,7 @@ class ScriptWatch(Seams):
         self._made: list[weakref.ref[Optimizer]] = []
         self._pending: list[torch.Tensor] = []  # losses since the last update, as the script computed them
         self._pending_names: set[str] = set()
-        self._latest: list[torch.Tensor] = []  # those of the last update
+        self._latest: list[Any] = []  # those of the last update; of an ordinary one the number
         self._latest_names: set[str] = set()
         self._unscaled: tuple[Any, torch.Tensor] | None = None
         self._in_scaler = False
@@ -210,7 +212,8 @@ class ScriptWatch(Seams):
             return loss
         try:
             if self._alone is not None and loss.numel() == 1:
-                self._pending.append(loss.detach())
+                # The first one as it is: detaching costs as much as the rest, and the update, which ends it, is near.
+                self._pending.append(loss.detach() if self._pending else loss)
             else:
                 self._new_loss(loss)
         except Exception as error:
@@ -304,10 +307,12 @@ class ScriptWatch(Seams):
         one = self._alone
         try:
             if one is not None and one.optimizer is optimizer and len(self._pending) == 1:
-                self._latest, self._pending = self._pending, []
+                loss = self._pending.pop()
+                value = loss.item() if loss.is_cpu else loss.detach()
+                self._latest = [value]
                 self._ours = 1  # as `_own`, which costs as much as the rest
                 try:
-                    one.recorder.step(self._latest[0])
+                    one.recorder.step(value)
                 finally:
                     self._ours = 0
                 return
