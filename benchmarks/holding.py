@@ -4,8 +4,8 @@
     python benchmarks/holding.py --only 128
 
 As benchmarks/overhead.py: every arm is a process of its own, the arms take turns, and the plain loop is there twice. An
-arm besides holds the latest 256 batches, in a deque or in a BatchRing, and does nothing else. This is what
-LEAST_BYTES and MOST_BYTES of src/whyspike/batchring.py are chosen by.
+arm besides holds the latest 256 batches, in a deque or in a BatchRing, and does nothing else. LEAST_BYTES
+and MOST_BYTES of src/whyspike/batchring.py are to be chosen by it.
 """
 
 from __future__ import annotations

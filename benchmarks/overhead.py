@@ -94,7 +94,7 @@ class Setup:
     build: Callable[[], tuple[nn.Module, torch.optim.Optimizer, DataLoader[Any]]]
     loss_fn: Callable[[nn.Module, Any], torch.Tensor]
     block: int
-    warm_up: int  # blocks before the measuring: allocation, the strides finding their place, the capsules of the begin
+    warm_up: int  # blocks before the measuring: allocation, the strides finding their place, the first capsules
     pairs: int
     starts: int
     target: float

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import whyspike
 from whyspike import batches
-from whyspike.batchring import LEAST_BYTES, SLOTS, BatchRing
+from whyspike.batchring import BLOCK, LEAST_BYTES, BatchRing
 from whyspike.capsule import load
 from whyspike.heldsteps import HeldSteps
 from whyspike.readers.runfolder import read
@@ -27,7 +27,7 @@ def batch_of(kind: str, value: int, rows: int = 3) -> Any:
 @settings(max_examples=60, deadline=None)
 @given(
     st.sampled_from(["list", "tuple", "dict"]),
-    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 40)), min_size=1, max_size=SLOTS * 3),
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 40)), min_size=1, max_size=BLOCK * 3),
 )
 def test_a_copy_stays_as_it_is_for_as_many_steps_as_asked(kind: str, steps: list[tuple[int, int]]) -> None:
     holds = [1]

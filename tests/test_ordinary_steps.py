@@ -54,30 +54,29 @@ ORDINARY = """
             loss_of(a, b).backward()
             optimizer.step()
 """
+CLOSURE = """
+            def closure():
+                optimizer.zero_grad()
+                loss = loss_of(a, b)
+                loss.backward()
+                return loss
+"""
 END = """
     watch.finish("end")
     print(was_alone, watch.error)
 """
 SCRIPTS = {
     "ordinary": ORDINARY,
-    "closure": """
-            def closure():
-                optimizer.zero_grad()
-                loss = loss_of(a, b)
-                loss.backward()
-                return loss
+    "closure": CLOSURE
+    + """
             if late:
                 optimizer.step(closure)
             else:
                 closure()
                 optimizer.step()
     """,
-    "closure called several times": """
-            def closure():
-                optimizer.zero_grad()
-                loss = loss_of(a, b)
-                loss.backward()
-                return loss
+    "closure called several times": CLOSURE
+    + """
             if late:
                 if other is None:
                     other = optimizer = torch.optim.LBFGS(model.parameters(), lr=0.01, max_iter=3)

@@ -12,7 +12,7 @@ from whyspike.errors import NotReplayable
 from whyspike.ring import main_memory
 from whyspike.stretch import Step, Stretch
 
-HELD_STEPS = 160  # steps that are held: a snapshot every 64, 64 until the detector has the news, and what follows
+HELD_STEPS = 160  # steps that are held: a snapshot every 64, 48 until the detector has the news, and what follows
 HELD_BYTES = 1 << 30  # of batches, and no more than a sixteenth of the machine's memory
 TRUST_AFTER = 16  # batches whose version counters were all the same
 PATIENCE = 8  # batches of another form than the first one, after which they are counted
@@ -30,8 +30,7 @@ class HeldSteps:
     """
 
     def __init__(self, *, store: bool, say: Say) -> None:
-        # One step in, one step out: freeing many batches at once scatters the memory of the ones that follow, which
-        # costs 4 % of a 0.5 ms step.
+        # One step in, one step out: freeing many batches at once scatters the memory of the ones that follow.
         self.steps: deque[Step] = deque(maxlen=HELD_STEPS)
         self.end = 0  # the step after the last that has been read
         self._store, self._say = store, say
