@@ -15,7 +15,7 @@ from functools import cached_property
 
 import numpy as np
 
-from whyspike.allowance import DECIDING, FEW_PAIRS, FIRST_PROFILE, PROFILES, STATES, STATES_THRIFTY, Allowance, too_long
+from whyspike.allowance import DECIDING, FEW_PAIRS, FIRST_PROFILE, PROFILES, STATES, Allowance, too_long
 from whyspike.cause import Cause, Observation
 from whyspike.epoch_experiment import EpochExperiment
 from whyspike.errors import NotReplayable
@@ -133,13 +133,12 @@ class Experiment:
     def measure_states(self, progress: Progress | None = None) -> Observation:
         """Replay every event unchanged: the observation with each event's height in the network."""
         moved: dict[str, Event] = {}
-        share = STATES_THRIFTY if self.thrifty else STATES
         # the highest first: where not all can be afforded, the others keep what the record says of them
         for done, event in enumerate(sorted(self.seen.events, key=lambda e: -(e.reported or math.inf))):
             if progress:
                 progress("replaying the events unchanged", done / len(self.seen.events))
             # a wave has no place to replay; the probe was folded instead
-            if event.is_wave or (done and not self.allowance.fits(self.per_replay, share)):
+            if event.is_wave or (done and not self.allowance.fits(self.per_replay, STATES)):
                 continue
             try:
                 factor, _ = self.state_factor((event.id,))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from whyspike import answer as answers
 from whyspike import beside
-from whyspike.allowance import LEAST_PROBE, PROBING, STATES, Allowance
+from whyspike.allowance import LEAST_PROBE, PROBING, REPRODUCING, Allowance
 from whyspike.case import PLAIN, Build, Log, Loop, Vary
 from whyspike.cause import Cause, Observation, ScratchCure, catalogue
 from whyspike.errors import NotReplayable, UnreadableRun, WhySpikeError
@@ -127,17 +127,13 @@ def diagnose_recorder(
     run = read(recorder.path)
     trials: dict[str, tuple[Trial, ...]] = {}
     with recorder.paused():  # the replays pass through the same seams
+        allowance = Allowance(inf if full else recorder.training_s, most_s=inf if most_s is None else most_s)
         subject, said = Subject.of(recorder, run), ()
         if subject is not None and isinstance(recorder.loss_fn, TapedLoss):
             subject, said = _trusted(subject, progress)
-        most = inf if most_s is None else most_s
-        allowance = Allowance(inf if full else recorder.training_s, most_s=most)
         seen = observe(run, subject, progress, thrifty=prove and allowance.thrifty)
         seen = replace(seen, missing=(*seen.missing, *said))
-        if allowance.thrifty:  # what is observed is a part of its cost
-            allowance.of_events(len(seen.events))
-        else:
-            allowance = Allowance(allowance.training_s, len(seen.events), most)
+        allowance.of_events(len(seen.events))
         # Where time is short the unchanged replays of the events say it by themselves.
         if prove and subject is not None and seen.replayable and not (allowance.thrifty and seen.events):
             seen = _run_again(seen, subject, progress, allowance)
@@ -292,7 +288,7 @@ def _run_again(seen: Observation, subject: Subject, progress: Progress | None, a
     if progress:
         progress("running recorded steps again, unchanged", 0.0)
     with subject.kept():
-        return replace(seen, reproductions=look(subject, seen.events, min(SECONDS, STATES * allowance.whole)))
+        return replace(seen, reproductions=look(subject, seen.events, min(SECONDS, REPRODUCING * allowance.whole)))
 
 
 def _experiment(
@@ -342,7 +338,7 @@ def _screened(
 
     seen = experiment.seen
     found = of_replays(experiment.replays.all_unchanged) or look(
-        subject, seen.events, min(SECONDS, STATES * experiment.allowance.whole)
+        subject, seen.events, min(SECONDS, REPRODUCING * experiment.allowance.whole)
     )
     seen = experiment.seen = replace(seen, reproductions=found)
     suspicions = suspect(seen)
