@@ -135,7 +135,7 @@ SETUPS = {
         "MLP 14-100-40-4, B = 64, Adam", mlp, mlp_loss, 200, 30, pairs=40, starts=5, target=1.06, run_target=1.1
     ),
     "gpt": Setup(
-        "GPT 10.9M, 8 x 128 tokens, AdamW", gpt, gpt_loss, 2, 24, pairs=20, starts=2, target=1.03, run_target=1.03
+        "GPT 10.9M, 8 x 128 tokens, AdamW", gpt, gpt_loss, 2, 24, pairs=25, starts=4, target=1.03, run_target=1.03
     ),
 }
 
