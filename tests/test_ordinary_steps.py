@@ -180,3 +180,34 @@ def test_an_update_that_is_not_announced_is_recorded_as_one_that_is(name: str, t
         assert [i.tolist() for i in a.sample_ids or ()] == [i.tolist() for i in b.sample_ids or ()]
         told = [[(m.step, m.name) for m in run.marks if m.name != "stride"] for run in (a, b)]
         assert told[0] == told[1]
+
+
+PROJECTED = """
+            if step == 1:
+                class Projected(torch.optim.SGD):
+                    def step(self, closure=None):
+                        made = super().step(closure)
+                        with torch.no_grad():
+                            model[0].weight.clamp_(-2, 2)
+                        return made
+
+                optimizer = Projected(model.parameters(), lr=0.01)
+"""
+FAILS = """
+            if step in (200, 350):
+                try:
+                    optimizer.step(lambda: 1 / 0)  # no update comes of it
+                except ZeroDivisionError:
+                    pass
+"""
+
+
+@pytest.mark.parametrize("body", [ORDINARY, CLOSURE + "            optimizer.step(closure)", FAILS + ORDINARY])
+def test_an_update_inside_of_an_update_is_a_part_of_it(body: str, tmp_path: Path) -> None:
+    """Torch calls the hooks of both, where the class of `super()` was used before."""
+    _, plain = recorded(tmp_path, "slow", body)
+    alone, nested = recorded(tmp_path, "quick", PROJECTED + body)
+    a, b = (read(folder) for (folder,) in (plain, nested))
+    assert alone == 0
+    assert len(b) == 16 * 25
+    np.testing.assert_array_equal(a.loss, b.loss)

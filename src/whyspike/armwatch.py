@@ -19,6 +19,7 @@ from whyspike.arm import numbers
 from whyspike.frozen import frozen
 from whyspike.hooks import Begin
 from whyspike.loader_order import changes_order, reorder
+from whyspike.scriptpasses import Drawn
 from whyspike.scriptwatch import ScriptWatch, Watched
 from whyspike.seams import Intervention, StepContext
 
@@ -72,10 +73,7 @@ class ArmWatch(ScriptWatch):
                 self._fail(error)
                 raise SystemExit(0) from error
         made = super().draws(loader, begin)
-        return _Changed(self, made) if self.watched and made is self._last_pass() else made
-
-    def _last_pass(self) -> Any:
-        return None if self._pass is None else self._pass()
+        return _Changed(self, made) if isinstance(made, Drawn) else made
 
     def _is_of_first(self) -> bool:
         """Whether the loss that backward is called on is one of the first training's, not of another optimizer's."""

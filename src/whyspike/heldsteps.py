@@ -82,6 +82,11 @@ class HeldSteps:
             return self._copy_of
         return None if self._copy or self._fresh is None else self._as_it_is
 
+    @property
+    def as_it_is(self) -> bool:
+        """Whether an ordinary batch is held as it is, or not at all: then it need not be when it is drawn."""
+        return self.ordinary in (_nothing, self._as_it_is)
+
     def _copy_of(self, batch: Any, step: int) -> tuple[Any, Any] | None:
         copy = self._ring.keep(batch, step) if self._ring is not None else None
         if copy is None:

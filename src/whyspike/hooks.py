@@ -82,8 +82,7 @@ class Hooks:
         self.seams = seams
         self._inside = 0  # a backward, or a loader, calls others of its kind
         self._undo: list[Callable[[], None]] = []
-        self._wrap(torch.Tensor, "backward", self._tensor_backward)
-        self._wrap(torch.autograd, "backward", self._autograd_backward)
+        self._wrap(torch.autograd, "backward", self._backward)  # Tensor.backward calls it
         self._wrap(DataLoader, "__iter__", self._iter)
         self._wrap(nn.Module, "train", self._train)
         self._wrap(Optimizer, "__init__", self._made)
@@ -135,22 +134,7 @@ class Hooks:
 
     # ------------------------------------------------------------------ the wrappers
 
-    def _tensor_backward(self, original: Any) -> Any:
-        def backward(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            if self._inside:
-                return original(tensor, *args, **kwargs)
-            self._inside = 1
-            try:
-                made = original(self.seams.backward(tensor), *args, **kwargs)
-            finally:
-                self._inside = 0
-            if self.seams.waits:
-                self.seams.after_backward()
-            return made
-
-        return backward
-
-    def _autograd_backward(self, original: Any) -> Any:
+    def _backward(self, original: Any) -> Any:
         def backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
             if self._inside:
                 return original(tensors, *args, **kwargs)

@@ -142,6 +142,7 @@ class Evaluating:
         recorder = self._recorder
         if not recorder._off:
             recorder._evaluating += 1
+            recorder._handed_out()
             if recorder._between is not None:
                 try:
                     recorder._between.enters()
@@ -155,7 +156,7 @@ class Evaluating:
             return
         recorder._evaluating -= 1
         recorder._rng.evaluated()
-        recorder._look = True
+        recorder._look_closer()
         seconds = monotonic() - self._since
         data: dict[str, object] | None = {"seconds": round(seconds, 6)}
         try:

@@ -128,13 +128,17 @@ class Recorder:
         "_context",
         "_draws",
         "_flush_at",
+        "_handed",
         "_hold",
         "_keeper",
         "_look",
+        "_losses",
         "_lr0",
         "_nominal",
+        "_noted",
         "_off",
         "_scale",
+        "_seen",
         "_step",
         "_steps",
         "optimizer",
@@ -171,6 +175,12 @@ class Recorder:
         self._warned: set[str] = set()
         self._folder: RunFolder | None = None
         self._undo: list[Any] = []
+        # batches that a pass hands out without a look: see `_hand_out`
+        self._handed: list[int] = []  # numbers that are still to be given
+        self._noted: dict[int, Any] = {}  # batches that were drawn, by their number; read when the update is made
+        self._seen: deque[Any] = deque()  # their dataset indices
+        self._losses: list[float] = []  # of the steps that were made with them
+        self._number = self._handed_from = 0
         if not self._off:
             try:
                 self._start()
@@ -261,7 +271,7 @@ class Recorder:
                 self.model,
                 self.optimizer,
                 mark=self._writer.mark,
-                now=lambda: self._step,
+                now=self._now,
                 wake=self._wake,
                 adopt=self._adopt,
             )
@@ -318,6 +328,8 @@ class Recorder:
                 value = loss.item()
             else:
                 value = number_or_later(loss)
+            if self._noted:
+                self._settle()
             entry = (value, self._draws, self._context, self._clip)
             self._draws = ()
             self._steps.append(entry)
@@ -344,7 +356,7 @@ class Recorder:
         if self._off:
             return
         try:
-            step = max(0, self._step - 1)
+            step = max(0, self._now() - 1)
             for name, value in values.items():
                 try:
                     found = number(value)
@@ -379,6 +391,7 @@ class Recorder:
         """Write everything recorded so far to the run folder."""
         if not self._off:
             try:
+                self._settle()
                 self._drain(flush=True)
             except Exception as error:
                 self._fail(error)
@@ -395,8 +408,9 @@ class Recorder:
                 self._choose_probe(loader)
         self._context = (self._passes, self._step, *self._context[2:])
         self._passes += 1
+        self._settle()
         self._draws = ()
-        self._look = True
+        self._look_closer()
         self._batches_per_epoch = length(loader)
         self._rng.epoch_begins()
         if self._keeper is not None:
@@ -421,9 +435,11 @@ class Recorder:
         if not self._off:
             most = min(probeset.SAMPLES, max(probeset.LEAST, 4 * max(0, self._nominal)))
             self._measures.begin_probe(make, most if self._closely else probeset.LEAST)
-            self._probe_begun, self._look = self._closely, True  # at the batches that it is made of
+            self._probe_begun = self._closely
+            self._look_closer()  # at the batches that it is made of
 
     def _epoch_ends(self, finished: bool) -> None:
+        self._settle()
         epoch, steps = self._context[0], self._step - self._context[1]
         if not steps and not (self._draws and finished):
             self._passes -= 1  # a pass without a step: an evaluation that was not announced
@@ -460,6 +476,75 @@ class Recorder:
             self._new_lr(lr)
         self._draws = [(*held, compact(rows), self._nominal, None)]
         return True
+
+    def _hand_out(self, n: int, seen: deque[Any]) -> list[int]:
+        """Numbers for so many batches that are handed out without a look, and noted under them in `_noted`.
+
+        Those that are taken out of the list are not handed out any more.
+
+        Args:
+            seen: gets their dataset indices, in the same order.
+        """
+        self._handed_from, self._seen = self._number, seen
+        self._handed.clear()  # those of a pass that was given up
+        self._handed = list(range(self._number, self._number + n))
+        return self._handed
+
+    def _handed_out(self) -> int:
+        """How many of those batches were drawn. They are noted, and the steps that were made with them."""
+        try:
+            self._settle()
+        except Exception as error:
+            self._fail(error)
+        return self._number - self._handed_from
+
+    def _settle(self) -> None:
+        """Note the batches that were handed out without a look, and the steps that were made with them."""
+        noted, seen, look = self._noted, self._seen, self._look
+        if len(seen) > 1 and seen[0] is seen[1]:  # a list that is used again: its content is lost
+            seen.clear()
+        self._look = False  # what wants a look since then wants it of the next batch
+        if self._losses:
+            self._append_made()
+        for at in list(noted):  # more than one in a step: micro-batches
+            batch, rows = noted.pop(at), seen.popleft() if seen else ()
+            if not self._ordinary(batch, rows):
+                self._drawn(batch, compact(rows), None)
+            self._number = at + 1
+        self._look = look or self._look
+
+    def _append_made(self) -> None:
+        """Append the steps whose losses are in `_losses`. Each was made with the one batch that was drawn for it."""
+        losses, noted, seen = self._losses, self._noted, self._seen
+        hold, n, keeper, value = self._hold, self._nominal, self._keeper, NAN
+        assert hold is not None
+        assert keeper is not None
+        self._losses = []
+        for at, value in zip(list(noted), losses, strict=False):
+            batch, rows = noted.pop(at), seen.popleft() if seen else ()
+            held = hold(batch, self._step) if len(rows) == n else None
+            if held is None:
+                self._drawn(batch, compact(rows), None)
+            else:
+                self._draws = [(*held, compact(rows), n, None)]
+            entry = (value, self._draws, self._context, self._clip)
+            self._draws = ()
+            self._steps.append(entry)
+            keeper.held.steps.append(entry)
+            self._number, self._step = at + 1, self._step + 1
+        if self._step >= self._attention:
+            self._attend(self._step, value)
+
+    def _now(self) -> int:
+        """The number of the step that is being made."""
+        if self._noted:
+            self._handed_out()
+        return self._step
+
+    def _look_closer(self) -> None:
+        """The next batch needs more than appending."""
+        self._look = True
+        self._handed.clear()
 
     def _drawn(self, batch: Any, ids: Any, before: Any) -> None:
         """A batch was drawn that needs more than appending."""
@@ -560,7 +645,7 @@ class Recorder:
     def _wake(self) -> None:
         """Something has happened between two steps: the next batch and the next update are looked at."""
         if not self._off:
-            self._look = True
+            self._look_closer()
             self._hook(True)
             self._attention = 0  # and no further one
 
@@ -582,6 +667,8 @@ class Recorder:
         """Called before `optimizer.step()`; with a closure, which makes the gradients, once that has run."""
         if self._off:
             return None
+        if self._noted:
+            self._handed_out()
         given = args[1] if len(args) > 1 else kwargs.get("closure")
         if callable(given):
             return _with_closure(args, kwargs, _after_first(given, lambda: self._gradients_ready(optimizer)))
@@ -614,6 +701,8 @@ class Recorder:
         if self._off or norms is None:
             return
         try:
+            if self._noted:
+                self._settle()
             one = parameters if isinstance(parameters, torch.Tensor) else next(iter(parameters), None)
             if one is None or not any(one is p for p in norms.parameters):
                 return  # of another model
@@ -671,6 +760,8 @@ class Recorder:
             self._drain()
         if step >= self._next_snapshot or (measures.wanted and self._left is not None and self._left.wanted):
             self._look = True
+        if self._look:
+            self._handed.clear()
         self._hook_if_needed(step)
         self._attention = step + 1 if measures.wanted else min(self._drain_at, measures.due, self._next_snapshot)
 
@@ -686,7 +777,8 @@ class Recorder:
             if keeper is not None:
                 keeper.follow(stretch)
                 self._hold = keeper.held.ordinary
-                self._look = self._look or self._hold is None
+                if self._hold is None:
+                    self._look_closer()
             self._detect(stretch, now)
             self._recent.extend(stretch.loss)
             highest = max(self._recent)
@@ -800,6 +892,7 @@ class Recorder:
             self._off = True
         if not self._off:
             try:
+                self._settle()
                 learned = {
                     "accumulate": self._micro_per_step,
                     "probe": self._measures.probe_off is None,
@@ -826,6 +919,9 @@ class Recorder:
             self._folder.close()
         self._keeper = None
         self._steps, self._draws = [], ()
+        self._handed.clear()
+        self._noted.clear()
+        self._losses = []
 
     def _fail(self, error: Exception, loss: Any = 0.0) -> None:
         """Stop recording, say so once, and keep what was written."""

@@ -1,34 +1,119 @@
-"""What a script's loops are handed in place of their loaders' iterators."""
+"""What a script's loops are handed in place of their loaders' iterators.
+
+Between two batches that have to be looked at no line of Python runs: `map` and `dict.setdefault` note a batch under a
+number and hand it out, and the recorder reads it when its update has been made. What an ordinary step costs is the
+Python that runs in it, several times as much as by itself: the training has pushed its code out of the caches.
+"""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any, cast
 
 from whyspike.hooks import Begin
+from whyspike.loader_ids import compact
 from whyspike.passes import Pass
 
 if TYPE_CHECKING:
     from whyspike.scriptwatch import ScriptWatch
 
+AT_ONCE = 256  # batches that are handed out without a look, at most: so many are held if no update comes
+
+
+class Drawn(chain):  # type: ignore[type-arg]
+    """The batches of a pass, as the loader's own iterator: with its length and its attributes."""
+
+    source: Iterator[Any]
+
+    def __len__(self) -> int:
+        return len(self.source)  # type: ignore[arg-type]
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "source":
+            raise AttributeError(name)
+        return getattr(self.source, name)
+
 
 class ScriptPass(Pass):
-    """A pass of the first recorder; for the others it is an epoch, too."""
+    """A pass of the first recorder; for the others it is an epoch, too. The loop is handed what `drawn` makes."""
 
     def __init__(self, watch: ScriptWatch, loader: Any, begin: Begin) -> None:
         first, *self._others = [one.recorder for one in watch.watched]
         self._watch, self._one, self._taping = watch, watch.watched[0], watch.taping
+        self._n = 0  # batches that were drawn
+        self._alike = False  # the last of them was as large as the others, and its indices are known
         super().__init__(first, loader, begin)
         for recorder in self._others:
             recorder._epoch_begins(loader)
 
+    def drawn(self) -> Drawn:
+        """An iterator over the batches; what the loader raises passes through no frame of ours."""
+        made = cast(Drawn, Drawn.from_iterable(self._pieces()))
+        made.source = self._source
+        return made
+
+    def _pieces(self) -> Iterator[Iterator[Any]]:
+        """Iterators over the batches that come next, until the loader ends."""
+        recorder = self._recorder
+        while not recorder._off:
+            n, before = self._ordinary_ahead(), self._n
+            if n:
+                numbers = recorder._hand_out(n, self._rows)
+                yield map(recorder._noted.setdefault, numbers, self._source)
+                self._n += recorder._handed_out()
+                ended = self._n < before + n and len(numbers) > 0  # they are taken away where a look is wanted
+            else:
+                if recorder._look:
+                    self._looks()
+                yield map(self._take, islice(self._source, 1))
+                ended = self._n == before
+            if ended:
+                self.close(finished=True)
+                return
+        yield self._source
+
+    def _ordinary_ahead(self) -> int:
+        """How many batches may be handed out without a look: not the last of an epoch, which may be smaller."""
+        recorder = self._recorder
+        keeper, total = recorder._keeper, recorder._batches_per_epoch
+        if recorder._look or not self._alike or self._watch._alone is not self._one:
+            return 0
+        if total is None or keeper is None or not keeper.held.as_it_is or recorder._scale is not None:
+            return 0
+        return max(0, min(AT_ONCE, recorder._attention - recorder._step, total - 1 - self._n))
+
+    def _take(self, batch: Any) -> Any:
+        """A batch was drawn that is looked at."""
+        recorder = self._recorder
+        self._n, self._alike = self._n + 1, False
+        if recorder._off:
+            return batch
+        try:
+            rows = self._rows.popleft() if self._rows else ()
+            if not recorder._ordinary(batch, rows):
+                batch = self._noted(batch, compact(rows))
+            self._alike = hasattr(rows, "__len__") and len(rows) == recorder._nominal
+        except Exception as error:
+            recorder._fail(error)
+        return batch
+
+    @property
+    def _rows(self) -> deque[Any]:
+        """The indices of the batches that were drawn."""
+        return deque() if self._ids is None else self._ids.seen
+
     def _looks(self) -> None:
-        if self._one.evaluation is not None:
-            self._watch._training(self._one)
-        if self._taping.busy:
-            self._taping.cancel()
-        super()._looks()
+        try:
+            if self._one.evaluation is not None:
+                self._watch._training(self._one)
+            if self._taping.busy:
+                self._taping.cancel()
+            super()._looks()
+        except Exception as error:
+            self._recorder._fail(error)
 
     def _noted(self, batch: Any, ids: Any) -> Any:
         super()._noted(batch, ids)

@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from whyspike.scriptpasses import Evaluated, ScriptPass
 from whyspike.scripttapes import ScriptTapes
 
 TORCH = os.path.dirname(torch.__file__) + os.sep
+HOOKING = Optimizer.profile_hook_step.__code__.co_filename  # whose `wrapper` calls the hooks of an update
 MOST = 4  # recorders: more optimizers than that are parts of one training
 NAMES = 4096  # places in the code whose loss has a name
 NAMED = 256  # updates in which the losses are asked for their names; later the names say nothing new
@@ -100,6 +102,9 @@ class ScriptWatch(Seams):
         self._ours = 0  # what passes now is not the script's
         self.waits = closely
         self._before = 0  # losses that waited when the update began
+        self._updating: Optimizer | None = None  # the one whose update was announced last
+        self._inner = 0  # updates inside of it that have not ended: `super().step()`, where torch calls hooks for both
+        self._nests = False  # there have been such
         self._off = os.environ.get(DISABLE, "").lower() not in ("", "0", "false")
 
     # ------------------------------------------------------------------ which trainings there are
@@ -115,7 +120,10 @@ class ScriptWatch(Seams):
         self.look_closer()
 
     def look_closer(self) -> None:
-        """The next update is not one that is only appended."""
+        """The next update is not one that is only appended, nor is the next batch handed out without a look."""
+        if self._alone is not None:
+            self._alone.recorder._handed_out()
+            self._alone.recorder._handed.clear()
         self._alone = None
         if self._hooks is not None:
             self._hooks.announce(True)
@@ -189,7 +197,7 @@ class ScriptWatch(Seams):
         self._training(one)
         made = ScriptPass(self, loader, begin)
         self._pass, self._loader = weakref.ref(made), weakref.ref(loader)
-        return made
+        return made.drawn()
 
     def _is_evaluation(self, loader: Any) -> bool:
         """Whether what is drawn now is not what is trained on."""
@@ -277,6 +285,10 @@ class ScriptWatch(Seams):
         if self._ours or self._off:
             return
         try:
+            if self._updating is optimizer and _is_inside_itself(optimizer):
+                self._inner, self._nests = self._inner + 1, True
+                return
+            self._updating, self._inner = optimizer, 0
             self._before = len(self._pending)
             if self.taping.busy and self._loader is None:
                 self.taping.cancel()  # what was waited for was another micro-batch
@@ -307,14 +319,27 @@ class ScriptWatch(Seams):
         one = self._alone
         try:
             if one is not None and one.optimizer is optimizer and len(self._pending) == 1:
-                loss = self._pending.pop()
+                loss, recorder = self._pending.pop(), one.recorder
                 value = loss.item() if loss.is_cpu else loss.detach()
                 self._latest = [value]
+                losses = recorder._losses
+                if (
+                    len(recorder._noted) == len(losses) + 1
+                    and type(value) is float
+                    and value <= recorder._alarm
+                    and optimizer.param_groups[0]["lr"] is recorder._lr0
+                    and monotonic() < recorder._flush_at
+                ):
+                    losses.append(value)  # and its batch was noted: the recorder reads them later, many at a time
+                    return
                 self._ours = 1  # as `_own`, which costs as much as the rest
                 try:
-                    one.recorder.step(value)
+                    recorder.step(value)
                 finally:
                     self._ours = 0
+                return
+            if self._inner and self._updating is optimizer:
+                self._inner -= 1
                 return
             if one is not None:
                 self._unannounced(optimizer, *call)
@@ -344,7 +369,7 @@ class ScriptWatch(Seams):
         scaled = self._unscaled is not None or self._in_scaler
         looks = self._names_wanted or taping.busy or not taping.probed or self.watched[0].evaluation is not None
         others = sum(made() is not None for made in self._made) > 1  # one of them may yet make its first update
-        return not (closer or scaled or looks or others)
+        return not (closer or scaled or looks or others or self._nests)
 
     def _updated(self, optimizer: Optimizer) -> None:
         if self._pending:
@@ -409,7 +434,7 @@ class ScriptWatch(Seams):
 
     def _evaluation(self, one: Watched) -> None:
         self.look_closer()
-        one.recorder._look = True
+        one.recorder._look_closer()
         with self._own(), suppress(Exception):
             made = one.recorder.evaluating()
             made.__enter__()
@@ -442,3 +467,13 @@ class ScriptWatch(Seams):
         """Look at nothing more; the training goes on."""
         self._off, self.error = True, error
         self.finish("error")
+
+
+def _is_inside_itself(optimizer: Optimizer) -> bool:
+    """Whether what is announced is a part of an update of the same optimizer, which is being made."""
+    frame, found = sys._getframe(1), 0
+    while frame is not None and found < 2:
+        if frame.f_code.co_filename == HOOKING and frame.f_code.co_name == "wrapper":
+            found += next(iter(frame.f_locals.get("args", ())), None) is optimizer
+        frame = frame.f_back
+    return found == 2
