@@ -38,7 +38,7 @@ BEGIN = """
     model, head = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)), nn.Linear(4, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     loader = DataLoader(TensorDataset(x, y), batch_size=8, shuffle=True)
-    was_alone, other, step = 0, None, 0
+    was_alone, unseen, other, step = 0, 0, None, 0
 
     def loss_of(a, b):
         return (model(a) - b).pow(2).mean()
@@ -48,6 +48,7 @@ BEGIN = """
             step += 1
             late = step > 300
             was_alone += watch._alone is not None
+            unseen += bool(watch.watched and watch.watched[0].recorder._handout.noted)
 """
 ORDINARY = """
             optimizer.zero_grad()
@@ -63,7 +64,7 @@ CLOSURE = """
 """
 END = """
     watch.finish("end")
-    print(was_alone, watch.error)
+    print(was_alone, unseen, watch.error)
 """
 SCRIPTS = {
     "ordinary": ORDINARY,
@@ -126,6 +127,37 @@ SCRIPTS = {
                     sum(loss_of(c, d).item() for c, d in DataLoader(TensorDataset(x[:40], y[:40]), batch_size=20))
                 model.train()
     """,
+    "batches that are left out": """
+            if late and step % 7 == 0:
+                continue
+    """
+    + ORDINARY,
+    "epochs that are cut": ORDINARY
+    + """
+            if late and step % 20 == 0:
+                break
+    """,
+    "a pass that is given up for another one": ORDINARY
+    + """
+            if late and step % 30 == 0:
+                other = iter(loader)
+                c, d = next(other)
+                optimizer.zero_grad()
+                loss_of(c, d).backward()
+                optimizer.step()
+    """,
+    "clipping": """
+            optimizer.zero_grad()
+            loss_of(a, b).backward()
+            if late:
+                nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+            optimizer.step()
+    """,
+    "logged by the script's own hand": ORDINARY
+    + """
+            if late and step % 9 == 0:
+                watch.watched[0].recorder.log(mine=step)
+    """,
     "scheduler": """
             optimizer.param_groups[0]["lr"] = 0.01 if not late else 0.01 / step
     """
@@ -155,23 +187,24 @@ SCRIPTS = {
 }
 
 
-def recorded(folder: Path, how: str, body: str) -> tuple[int, list[Path]]:
-    """How many steps passed unannounced, and the run folders."""
+def recorded(folder: Path, how: str, body: str) -> tuple[int, int, list[Path]]:
+    """How many steps passed unannounced, how many with a batch that was handed out without a look, and the folders."""
     path = folder / "train.py"
     path.write_text(textwrap.dedent(BEGIN + body + END))
     done = subprocess.run([sys.executable, str(path), how], cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    alone, error = done.stdout.split(maxsplit=1)
+    alone, unseen, error = done.stdout.split(maxsplit=2)
     assert error.strip() == "None", error
-    return int(alone), sorted((folder / how).iterdir())
+    return int(alone), int(unseen), sorted((folder / how).iterdir())
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_an_update_that_is_not_announced_is_recorded_as_one_that_is(name: str, tmp_path: Path) -> None:
-    alone, quick = recorded(tmp_path, "quick", SCRIPTS[name])
-    none, slow = recorded(tmp_path, "slow", SCRIPTS[name])
+    alone, unseen, quick = recorded(tmp_path, "quick", SCRIPTS[name])
+    *none, slow = recorded(tmp_path, "slow", SCRIPTS[name])
     assert alone > 40
-    assert none == 0
+    assert unseen > 30
+    assert none == [0, 0]
     assert [p.name for p in quick] == [p.name for p in slow]
     for one, other in zip(quick, slow, strict=True):
         a, b = read(one), read(other)
@@ -205,9 +238,69 @@ FAILS = """
 @pytest.mark.parametrize("body", [ORDINARY, CLOSURE + "            optimizer.step(closure)", FAILS + ORDINARY])
 def test_an_update_inside_of_an_update_is_a_part_of_it(body: str, tmp_path: Path) -> None:
     """Torch calls the hooks of both, where the class of `super()` was used before."""
-    _, plain = recorded(tmp_path, "slow", body)
-    alone, nested = recorded(tmp_path, "quick", PROJECTED + body)
+    *_, plain = recorded(tmp_path, "slow", body)
+    alone, _, nested = recorded(tmp_path, "quick", PROJECTED + body)
     a, b = (read(folder) for (folder,) in (plain, nested))
     assert alone == 0
     assert len(b) == 16 * 25
     np.testing.assert_array_equal(a.loss, b.loss)
+
+
+def test_what_a_loader_raises_is_raised_where_python_raises_it_and_the_pass_goes_on(tmp_path: Path) -> None:
+    def loop(watched: bool) -> list[object]:
+        watching = "Hooks(watch)" if watched else "None"
+        body = """
+            import torch, traceback
+            from torch.utils.data import DataLoader, Dataset
+            from whyspike.hooks import Hooks
+            from whyspike.scriptwatch import ScriptWatch
+
+            watch = ScriptWatch(lambda number: "run", name="one")
+            hooks = WATCHING
+
+            class Data(Dataset):
+                def __len__(self):
+                    return 4000
+
+                def __getitem__(self, i):
+                    if i % 400 == 303:
+                        raise ValueError(i)
+                    return torch.full((2,), float(i))
+
+            torch.set_num_threads(1)
+            torch.manual_seed(0)
+            model = torch.nn.Linear(2, 1)
+            optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
+            batches, seen, unseen = iter(DataLoader(Data(), batch_size=8)), [], 0
+            assert len(batches) == 500 and batches._sampler_iter is not None
+            while True:
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    break
+                except ValueError as error:
+                    seen.append((str(error), [f.name for f in traceback.extract_tb(error.__traceback__)]))
+                    continue
+                unseen += bool(watch.watched and watch.watched[0].recorder._handout.noted)
+                loss = model(batch).pow(2).mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                seen.append(batch.tolist())
+            assert next(batches, "ended") == "ended"
+            watch.finish("end")
+            print(repr(seen))
+            print(unseen, watch.error, watch.watched and watch.watched[0].recorder._step)
+        """
+        folder = tmp_path / str(watched)
+        folder.mkdir()
+        (folder / "train.py").write_text(textwrap.dedent(body).replace("WATCHING", watching))
+        done = subprocess.run([sys.executable, "train.py"], cwd=folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    plain, ours = loop(False), loop(True)
+    assert ours[0] == plain[0]
+    unseen, error, steps = str(ours[1]).split()
+    assert int(unseen) > 100
+    assert (error, steps) == ("None", "490")

@@ -142,7 +142,7 @@ class Evaluating:
         recorder = self._recorder
         if not recorder._off:
             recorder._evaluating += 1
-            recorder._handed_out()
+            recorder._catch_up()
             if recorder._between is not None:
                 try:
                     recorder._between.enters()

@@ -33,6 +33,7 @@ from whyspike.cliporder import ClipOrder, unscaled_by
 from whyspike.errors import BadTraining
 from whyspike.frozen import rng_state
 from whyspike.gradwatch import GradWatch
+from whyspike.handout import Handout
 from whyspike.heldsteps import Hold
 from whyspike.hyper import Hyperparameters
 from whyspike.keeper import BEHIND, Keeper
@@ -128,17 +129,14 @@ class Recorder:
         "_context",
         "_draws",
         "_flush_at",
-        "_handed",
+        "_handout",
         "_hold",
         "_keeper",
         "_look",
-        "_losses",
         "_lr0",
         "_nominal",
-        "_noted",
         "_off",
         "_scale",
-        "_seen",
         "_step",
         "_steps",
         "optimizer",
@@ -175,12 +173,7 @@ class Recorder:
         self._warned: set[str] = set()
         self._folder: RunFolder | None = None
         self._undo: list[Any] = []
-        # batches that a pass hands out without a look: see `_hand_out`
-        self._handed: list[int] = []  # numbers that are still to be given
-        self._noted: dict[int, Any] = {}  # batches that were drawn, by their number; read when the update is made
-        self._seen: deque[Any] = deque()  # their dataset indices
-        self._losses: list[float] = []  # of the steps that were made with them
-        self._number = self._handed_from = 0
+        self._handout = Handout()
         if not self._off:
             try:
                 self._start()
@@ -328,7 +321,7 @@ class Recorder:
                 value = loss.item()
             else:
                 value = number_or_later(loss)
-            if self._noted:
+            if self._handout.noted:
                 self._settle()
             entry = (value, self._draws, self._context, self._clip)
             self._draws = ()
@@ -399,6 +392,7 @@ class Recorder:
     # ------------------------------------------------------------------ the batch is drawn
 
     def _epoch_begins(self, loader: Any) -> None:
+        self._settle()
         if self.loader is None:
             self.loader = loader
             self.facts |= loader_facts(loader)
@@ -408,7 +402,6 @@ class Recorder:
                 self._choose_probe(loader)
         self._context = (self._passes, self._step, *self._context[2:])
         self._passes += 1
-        self._settle()
         self._draws = ()
         self._look_closer()
         self._batches_per_epoch = length(loader)
@@ -477,51 +470,34 @@ class Recorder:
         self._draws = [(*held, compact(rows), self._nominal, None)]
         return True
 
-    def _hand_out(self, n: int, seen: deque[Any]) -> list[int]:
-        """Numbers for so many batches that are handed out without a look, and noted under them in `_noted`.
-
-        Those that are taken out of the list are not handed out any more.
-
-        Args:
-            seen: gets their dataset indices, in the same order.
-        """
-        self._handed_from, self._seen = self._number, seen
-        self._handed.clear()  # those of a pass that was given up
-        self._handed = list(range(self._number, self._number + n))
-        return self._handed
-
-    def _handed_out(self) -> int:
-        """How many of those batches were drawn. They are noted, and the steps that were made with them."""
-        try:
-            self._settle()
-        except Exception as error:
-            self._fail(error)
-        return self._number - self._handed_from
+    def _catch_up(self) -> None:
+        """As `_settle`, where an error must not get into the training."""
+        if self._handout.noted:
+            try:
+                self._settle()
+            except Exception as error:
+                self._fail(error)
 
     def _settle(self) -> None:
         """Note the batches that were handed out without a look, and the steps that were made with them."""
-        noted, seen, look = self._noted, self._seen, self._look
-        if len(seen) > 1 and seen[0] is seen[1]:  # a list that is used again: its content is lost
-            seen.clear()
+        handout, look = self._handout, self._look
         self._look = False  # what wants a look since then wants it of the next batch
-        if self._losses:
+        if handout.losses:
             self._append_made()
-        for at in list(noted):  # more than one in a step: micro-batches
-            batch, rows = noted.pop(at), seen.popleft() if seen else ()
+        for at in list(handout.noted):  # more than one in a step: micro-batches
+            batch, rows = handout.read(at)
             if not self._ordinary(batch, rows):
                 self._drawn(batch, compact(rows), None)
-            self._number = at + 1
         self._look = look or self._look
 
     def _append_made(self) -> None:
-        """Append the steps whose losses are in `_losses`. Each was made with the one batch that was drawn for it."""
-        losses, noted, seen = self._losses, self._noted, self._seen
-        hold, n, keeper, value = self._hold, self._nominal, self._keeper, NAN
+        """Append the steps that were made with such batches, each with one of them."""
+        handout, hold, n, keeper = self._handout, self._hold, self._nominal, self._keeper
         assert hold is not None
         assert keeper is not None
-        self._losses = []
-        for at, value in zip(list(noted), losses, strict=False):
-            batch, rows = noted.pop(at), seen.popleft() if seen else ()
+        losses, handout.losses = handout.losses, []
+        for at, value in zip(list(handout.noted), losses, strict=False):
+            batch, rows = handout.read(at)
             held = hold(batch, self._step) if len(rows) == n else None
             if held is None:
                 self._drawn(batch, compact(rows), None)
@@ -531,20 +507,19 @@ class Recorder:
             self._draws = ()
             self._steps.append(entry)
             keeper.held.steps.append(entry)
-            self._number, self._step = at + 1, self._step + 1
+            self._step += 1
         if self._step >= self._attention:
-            self._attend(self._step, value)
+            self._attend(self._step, losses[-1])
 
     def _now(self) -> int:
         """The number of the step that is being made."""
-        if self._noted:
-            self._handed_out()
+        self._catch_up()
         return self._step
 
     def _look_closer(self) -> None:
         """The next batch needs more than appending."""
         self._look = True
-        self._handed.clear()
+        self._handout.stop()
 
     def _drawn(self, batch: Any, ids: Any, before: Any) -> None:
         """A batch was drawn that needs more than appending."""
@@ -667,8 +642,7 @@ class Recorder:
         """Called before `optimizer.step()`; with a closure, which makes the gradients, once that has run."""
         if self._off:
             return None
-        if self._noted:
-            self._handed_out()
+        self._catch_up()
         given = args[1] if len(args) > 1 else kwargs.get("closure")
         if callable(given):
             return _with_closure(args, kwargs, _after_first(given, lambda: self._gradients_ready(optimizer)))
@@ -701,7 +675,7 @@ class Recorder:
         if self._off or norms is None:
             return
         try:
-            if self._noted:
+            if self._handout.noted:
                 self._settle()
             one = parameters if isinstance(parameters, torch.Tensor) else next(iter(parameters), None)
             if one is None or not any(one is p for p in norms.parameters):
@@ -761,7 +735,7 @@ class Recorder:
         if step >= self._next_snapshot or (measures.wanted and self._left is not None and self._left.wanted):
             self._look = True
         if self._look:
-            self._handed.clear()
+            self._handout.stop()
         self._hook_if_needed(step)
         self._attention = step + 1 if measures.wanted else min(self._drain_at, measures.due, self._next_snapshot)
 
@@ -919,9 +893,7 @@ class Recorder:
             self._folder.close()
         self._keeper = None
         self._steps, self._draws = [], ()
-        self._handed.clear()
-        self._noted.clear()
-        self._losses = []
+        self._handout.forget()
 
     def _fail(self, error: Exception, loss: Any = 0.0) -> None:
         """Stop recording, say so once, and keep what was written."""

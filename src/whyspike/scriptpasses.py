@@ -1,16 +1,11 @@
-"""What a script's loops are handed in place of their loaders' iterators.
-
-Between two batches that have to be looked at no line of Python runs: `map` and `dict.setdefault` note a batch under a
-number and hand it out, and the recorder reads it when its update has been made. What an ordinary step costs is the
-Python that runs in it, several times as much as by itself: the training has pushed its code out of the caches.
-"""
+"""What a script's loops are handed in place of their loaders' iterators."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
-from itertools import chain, islice
+from itertools import chain, count, takewhile
 from typing import TYPE_CHECKING, Any, cast
 
 from whyspike.hooks import Begin
@@ -44,7 +39,8 @@ class ScriptPass(Pass):
         first, *self._others = [one.recorder for one in watch.watched]
         self._watch, self._one, self._taping = watch, watch.watched[0], watch.taping
         self._n = 0  # batches that were drawn
-        self._alike = False  # the last of them was as large as the others, and its indices are known
+        self._last: Any = None  # the indices of the last one that was looked at
+        self._alike = False  # the next one may be handed out without a look, as far as the last one says
         super().__init__(first, loader, begin)
         for recorder in self._others:
             recorder._epoch_begins(loader)
@@ -61,18 +57,17 @@ class ScriptPass(Pass):
         while not recorder._off:
             n, before = self._ordinary_ahead(), self._n
             if n:
-                numbers = recorder._hand_out(n, self._rows)
-                yield map(recorder._noted.setdefault, numbers, self._source)
-                self._n += recorder._handed_out()
-                ended = self._n < before + n and len(numbers) > 0  # they are taken away where a look is wanted
+                yield recorder._handout.batches(self._source, n, self._rows)
+                recorder._catch_up()
+                self._n += recorder._handout.ended()
+                self._alike = self._n == before + n  # or the next one is looked at, or there is none
             else:
                 if recorder._look:
                     self._looks()
-                yield map(self._take, islice(self._source, 1))
-                ended = self._n == before
-            if ended:
-                self.close(finished=True)
-                return
+                yield map(self._take, takewhile(lambda _: self._n == before, count()), self._source)  # noqa: B023
+                if self._n == before:
+                    self.close(finished=True)
+                    return
         yield self._source
 
     def _ordinary_ahead(self) -> int:
@@ -85,17 +80,22 @@ class ScriptPass(Pass):
             return 0
         return max(0, min(AT_ONCE, recorder._attention - recorder._step, total - 1 - self._n))
 
-    def _take(self, batch: Any) -> Any:
-        """A batch was drawn that is looked at."""
-        recorder = self._recorder
-        self._n, self._alike = self._n + 1, False
+    def _take(self, lost: int, batch: Any) -> Any:
+        """A batch was drawn that is looked at; in place of so many before it the loader has raised."""
+        recorder, last = self._recorder, self._last
+        self._n, self._alike = self._n + lost + 1, False
         if recorder._off:
             return batch
         try:
-            rows = self._rows.popleft() if self._rows else ()
-            if not recorder._ordinary(batch, rows):
-                batch = self._noted(batch, compact(rows))
-            self._alike = hasattr(rows, "__len__") and len(rows) == recorder._nominal
+            rows = self._rows
+            for _ in range(min(lost, len(rows))):
+                rows.popleft()
+            self._last = ids = rows.popleft() if rows else ()
+            if not recorder._ordinary(batch, ids):
+                batch = self._noted(batch, compact(ids))
+            # A sampler that uses its list again has lost what was in it when the update is made.
+            own = last is not None and ids is not last
+            self._alike = own and hasattr(ids, "__len__") and len(ids) == recorder._nominal
         except Exception as error:
             recorder._fail(error)
         return batch

@@ -122,8 +122,8 @@ class ScriptWatch(Seams):
     def look_closer(self) -> None:
         """The next update is not one that is only appended, nor is the next batch handed out without a look."""
         if self._alone is not None:
-            self._alone.recorder._handed_out()
-            self._alone.recorder._handed.clear()
+            self._alone.recorder._catch_up()
+            self._alone.recorder._handout.stop()
         self._alone = None
         if self._hooks is not None:
             self._hooks.announce(True)
@@ -322,15 +322,16 @@ class ScriptWatch(Seams):
                 loss, recorder = self._pending.pop(), one.recorder
                 value = loss.item() if loss.is_cpu else loss.detach()
                 self._latest = [value]
-                losses = recorder._losses
+                handout = recorder._handout
                 if (
-                    len(recorder._noted) == len(losses) + 1
+                    len(handout.noted) == len(handout.losses) + 1
+                    and not recorder._draws
                     and type(value) is float
                     and value <= recorder._alarm
                     and optimizer.param_groups[0]["lr"] is recorder._lr0
                     and monotonic() < recorder._flush_at
                 ):
-                    losses.append(value)  # and its batch was noted: the recorder reads them later, many at a time
+                    handout.losses.append(value)  # the recorder reads it later
                     return
                 self._ours = 1  # as `_own`, which costs as much as the rest
                 try:
