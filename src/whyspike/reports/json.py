@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -129,6 +130,8 @@ def schema(name: Literal["diagnosis", "diagnoses", "check"] = "diagnosis") -> di
     for definition in made["$defs"].values():
         # every field is always written; a reader must accept fields that a later version adds
         definition["required"] = list(definition["properties"])
+        if "description" in definition:  # a docstring, which msgspec takes its indentation from since 0.23 alone
+            definition["description"] = inspect.cleandoc(definition["description"])
         for part in definition["properties"].values():
             part.pop("default", None)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_null_for_nan(made)}
