@@ -3,6 +3,7 @@ updates always are, on scripts that stop being ordinary after that."""
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 import textwrap
@@ -304,3 +305,5 @@ def test_what_a_loader_raises_is_raised_where_python_raises_it_and_the_pass_goes
     unseen, error, steps = str(ours[1]).split()
     assert int(unseen) > 100
     assert (error, steps) == ("None", "490")
+    drawn = [[int(row[0]) for row in batch] for batch in ast.literal_eval(str(plain[0])) if isinstance(batch, list)]
+    assert [ids.tolist() for ids in read(tmp_path / "True" / "run").sample_ids or ()] == drawn

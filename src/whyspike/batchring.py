@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-# docs/benchmarks/holding.md: of a step of 4 ms a copy costs less at every size that was measured. Smaller batches come
-# with shorter steps, where its Python costs more; 256 of 1 MB would stay allocated for 1.4 % of a step.
+# docs/benchmarks/holding.md: of steps of 3 to 10 ms a copy costs less at every size. Smaller batches are those of
+# shorter steps, for which that is not measured; 256 of 1 MB would stay allocated for 1.4 % of a step.
 LEAST_BYTES = 1 << 14
 MOST_BYTES = 1 << 18
 BLOCK = 64  # slots that are made at a time
